@@ -1,0 +1,45 @@
+# make demo          synthetic nodules, audit, training and the tutorial as an HTML page, in out/
+# make demo DATA=DIR OUT=out    the same on a competition folder
+.DEFAULT_GOAL := help
+SHELL  := /bin/bash
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= out
+DATA   ?=
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install demo test lab export clean
+
+help: ## list these targets
+	@echo "m3dv: make TARGET"; echo
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+install: $(STAMP) ## make .venv with the tested set of packages
+
+$(STAMP): settings.ini setup.py constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+	  $(PYTHON) -c 'import sys; m=next(l.split("=")[1].strip() for l in open("settings.ini") if l.startswith("min_python")); t=tuple(map(int,m.split("."))); sys.exit(0 if sys.version_info>=t else f"m3dv needs Python {m} or newer; $(PYTHON) is {sys.version.split()[0]}. Name another one: make PYTHON=python3.12")' && \
+	  echo "Making $(VENV) …" && $(PYTHON) -m venv $(VENV); fi
+	@echo "Installing the packages of constraints.txt into $(VENV): several minutes the first time, mostly downloads …"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## audit, train and run the tutorial; DATA=DIR for your own folder, OUT=DIR for the results
+	@$(BIN)/python tools/demo.py --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+
+test: $(STAMP) ## check the project and run every notebook; ONLY="words" for some
+	@$(BIN)/python tools/check.py $(ONLY)
+
+lab: $(STAMP) ## JupyterLab with the package and its kernel
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --notebook-dir=nbs
+
+export: $(STAMP) ## after editing notebooks: clean them, write m3dv/*.py and README.md
+	@$(BIN)/nbdev_clean
+	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/readme.py
+
+clean: ## remove what these targets made, out/ excepted
+	rm -rf $(VENV) _proc _docs build dist *.egg-info .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
