@@ -6,10 +6,10 @@
 __all__ = ['MIN_SIDE', 'M3dvError', 'to_unit', 'to_grey', 'TensorVolume', 'TensorVolMask', 'pick_device', 'set_threads', 'doctor',
            'set_seed']
 
-# %% ../nbs/00_core.ipynb #870bd4ae
+# %% ../nbs/00_core.ipynb #cded3db4
 import os, platform, importlib.metadata as md
 import pandas as pd, torch
-from fastai.torch_core import TensorBase, set_seed, default_device
+from fastai.torch_core import TensorBase, set_seed
 
 # %% ../nbs/00_core.ipynb #f62016dc
 MIN_SIDE = 32 # shortest side of a cube that m3dv reads, voxels
@@ -43,12 +43,12 @@ class TensorVolMask(TensorBase):
 # %% ../nbs/00_core.ipynb #a56a1159
 _all_ = ['set_seed']
 
-# %% ../nbs/00_core.ipynb #cfbd515b
+# %% ../nbs/00_core.ipynb #5746e8ae
 def pick_device(
     name:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
 )->torch.device: # a device that is there
     "The torch device called `name`"
-    if str(name)=='auto': return torch.device(default_device())
+    if str(name)=='auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: d = torch.device(name)
     except RuntimeError as e: raise M3dvError(f"device ({name}) is not one of auto, cpu, cuda, cuda:N, mps") from e
     there = dict(cpu=True, cuda=torch.cuda.is_available() and (d.index or 0)<torch.cuda.device_count(), mps=torch.backends.mps.is_available())

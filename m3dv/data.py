@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_SIDE', 'Nodule', 'check_nodule', 'read_nodule', 'read_labels', 'Sample', 'read_sample', 'list_nodules',
-           'Competition', 'find_sample', 'competition', 'bbox', 'pieces', 'crop_start', 'describe', 'flags_of',
-           'audit_file', 'audit', 'summary', 'assign_folds', 'check_split']
+           'Competition', 'find_sample', 'competition', 'check_files', 'bbox', 'pieces', 'crop_start', 'describe',
+           'flags_of', 'audit_file', 'audit', 'summary', 'assign_folds', 'check_split']
 
 # %% ../nbs/02_data.ipynb #42bf06c2
 import csv, hashlib, io, re, zipfile, zlib
@@ -206,6 +206,19 @@ def competition(
     test = pd.DataFrame(dict(name=[p.stem for p in test], path=test), columns=['name','path'])
     f = find_sample(path)
     return Competition(path, df.assign(path=df.name.map(files)), test, f and read_sample(f, test.name.tolist()), [n for n in files if n not in set(df.name)])
+
+# %% ../nbs/02_data.ipynb #542a768d
+def check_files(
+    comp:Competition, # a competition folder
+    progress:bool=True, # show a progress bar?
+)->int: # number of files, all of them readable
+    "Refuse a competition folder in which a file cannot be read"
+    ps,bad = list(comp.train.path)+list(comp.test.path), []
+    for p in progress_bar(ps, leave=False) if progress else ps:
+        try: read_nodule(p)
+        except M3dvError as e: bad.append(str(e))
+    if bad: raise M3dvError(f"{len(bad)} of {len(ps)} files cannot be read: {'; '.join(bad[:3])}{' …' if len(bad)>3 else ''}")
+    return len(ps)
 
 # %% ../nbs/02_data.ipynb #f35822b2
 def bbox(

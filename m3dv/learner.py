@@ -24,7 +24,7 @@ from .transforms import Aug, REPORT_AUG, SYMMETRIES, MASK_MODES, CentreCrop, ToI
 from .loaders import CropStore, OpenNodule
 from .model import DenseNet3D, NETS
 
-# %% ../nbs/07_learner.ipynb #d47d32dc
+# %% ../nbs/07_learner.ipynb #3a845303
 @dataclass(frozen=True)
 class Recipe:
     "How a network is trained and how it predicts"
@@ -38,7 +38,7 @@ class Recipe:
     bs:int=16 # nodules in a batch
     epochs:int=12 # passes over the training nodules
     opt:str='adam' # 'adam' or 'adamax'
-    lr:float=4e-3 # learning rate, the highest of a one-cycle schedule
+    lr:float=3e-3 # learning rate, the highest of a one-cycle schedule
     wd:float=.01 # weight decay
     schedule:str='one_cycle' # 'one_cycle' or 'plateau'
     tta:str='flips' # symmetries averaged in prediction: 'none', 'flips', 'all'

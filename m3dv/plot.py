@@ -104,7 +104,7 @@ def show_slices(
     if title is not None: axs[0].set_title(f'{title}\n{axs[0].get_title()}', fontsize=10)
     return axs
 
-# %% ../nbs/04_plot.ipynb #5452164b
+# %% ../nbs/04_plot.ipynb #929d3fc2
 def gallery(
     xs, # volumes, each (D,H,W); sides may differ
     ms=None, # masks, one per volume
@@ -124,7 +124,8 @@ def gallery(
     axs = subplots(nr, nc, figsize=(nc*imsize, nr*(imsize+.2)), squeeze=False, layout='compressed')[1].ravel()
     for ax in axs[N:]: ax.remove()
     for i,ax in enumerate(axs[:N]):
-        show_slice(xs[i], None if ms is None else ms[i], ax=ax, axis=axis, title='' if titles is None else str(titles[i]), **kwargs).set(xlabel='', ylabel='')
+        t = '' if titles is None else str(titles[i])
+        show_slice(xs[i], None if ms is None else ms[i], ax=ax, axis=axis, title=t, **kwargs).set(xlabel='', ylabel='')
     return axs[:N]
 
 # %% ../nbs/04_plot.ipynb #2091b9a8
@@ -158,7 +159,7 @@ def _plane(
         lighting=dict(ambient=1, diffuse=0, specular=0, fresnel=0), contours={a:dict(highlight=False) for a in 'xyz'},
         hoverinfo='skip', name=f'{AXES[axis]} {i}', showlegend=True)
 
-# %% ../nbs/04_plot.ipynb #69bbf1a0
+# %% ../nbs/04_plot.ipynb #64ffa291
 def plot_nodule(
     x, # volume, (D,H,W), bytes or floats in [-1,1]
     m, # mask, (D,H,W); may be empty
@@ -176,10 +177,12 @@ def plot_nodule(
         fig.add_mesh3d(x=d, y=h, z=w, i=i, j=j, k=k, color=color, opacity=.6, name='mask', showlegend=True, hoverinfo='skip',
             lighting=dict(ambient=.45, diffuse=.8, specular=.35, roughness=.45), lightposition=dict(x=1000, y=-1500, z=2500))
     else: title = f"{title or ''} (empty mask)".strip()
-    axes = {f'{a}axis':dict(title=dict(text=n), backgroundcolor='#f4f4f6', gridcolor='#dddddd', zeroline=False, showspikes=False) for a,n in zip('xyz',AXES)}
-    scene = dict(aspectmode='data', domain=dict(x=[0,1], y=[.06,1]), camera=dict(eye=dict(x=1.5,y=1.25,z=.9), center=dict(x=0,y=0,z=-.08)), **axes)
+    look = dict(backgroundcolor='#f4f4f6', gridcolor='#dddddd', zeroline=False, showspikes=False)
+    axes = {f'{a}axis':dict(title=dict(text=n), **look) for a,n in zip('xyz',AXES)}
+    camera = dict(eye=dict(x=1.5,y=1.25,z=.9), center=dict(x=0,y=0,z=-.16))
+    scene = dict(aspectmode='data', domain=dict(x=[0,1], y=[.06,1]), camera=camera, **axes)
     return fig.update_layout(template='none', width=size[0], height=size[1], margin=dict(l=0,r=0,t=36,b=0), scene=scene,
-        title=dict(text=title or '', x=.5), legend=dict(orientation='h', x=.5, xanchor='center', y=0, yanchor='bottom'))
+        title=dict(text=title or '', x=.02), legend=dict(orientation='h', x=.5, xanchor='center', y=0, yanchor='bottom'))
 
 # %% ../nbs/04_plot.ipynb #12a7a58d
 def show_figure(

@@ -72,7 +72,7 @@ class Aug:
 NO_AUG = Aug(0, 'none', 0, 0, 0, 0, 0)
 REPORT_AUG = Aug(5, 'all', 0, 0, 0, 0, 0) # shifts, rotations by 90° and reflections, as in the report
 
-# %% ../nbs/03_transforms.ipynb #7601d64c
+# %% ../nbs/03_transforms.ipynb #7ec74d91
 @dataclass
 class Draw:
     "The parameters of one augmentation of N nodules"
@@ -86,7 +86,7 @@ class Draw:
     seed:torch.Tensor # of the noise, (N,)
 
     def __len__(self): return len(self.sym)
-    def __getitem__(self, i): return Draw(*(torch.atleast_1d(getattr(self, f.name))[i] for f in fields(self)))
+    def __getitem__(self, i:slice): return Draw(*(getattr(self, f.name)[i] for f in fields(self)))
     def table(self): # a row per nodule
         "The draw as a table, angles in degrees"
         d = {f.name:getattr(self, f.name) for f in fields(self)} | dict(angle=self.angle.rad2deg())

@@ -1,5 +1,6 @@
 """Audit a competition folder, train on it and run the training tutorial as an HTML page; without a folder, on synthetic nodules."""
 import argparse, os, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import tutorial
@@ -22,44 +23,21 @@ def nodules(data):
     p = inspect.signature(synth_nodules).parameters
     return [p['n'].default, p['n_test'].default]
 
-def fold_time(
-    n:int, # labelled nodules
-    n_test:int, # nodules to predict
-    epochs:int=None, # instead of the recipe's
-    folds:int=None, # instead of the recipe's
-): # (seconds for one fold alone, folds that run side by side, epochs, folds, device)
-    "How long one fold takes on this machine, from a few batches of the default recipe's network"
-    import torch
-    from m3dv.core import pick_device
-    from m3dv.learner import RECIPES
-    from m3dv.model import NETS
-    from m3dv.transforms import MASK_MODES, SYMMETRIES
-    r,dev = RECIPES['default'],pick_device('auto')
-    epochs,folds = epochs or r.epochs,folds or r.n_folds
-    if dev.type=='cpu': torch.set_num_threads(1)
-    net = NETS[r.net](MASK_MODES[r.mask]).to(dev, memory_format=torch.channels_last_3d)
-    x = torch.zeros(r.bs, MASK_MODES[r.mask], *[r.side]*3, device=dev)
-    def step():
-        net(x).sum().backward()
-        if dev.type=='cuda': torch.cuda.synchronize()
-    step()
-    start = time.time()
-    for _ in range(4): step()
-    t = (time.time()-start)/4/r.bs*1.4 # augmentation, MixUp and optimiser take the rest
-    passes = epochs*n*(folds-1)/folds + (n/folds*(epochs+SYMMETRIES[r.tta]) + n_test*SYMMETRIES[r.tta])/3 # a forward pass is a third of a step
-    return t*passes, 1 if dev.type!='cpu' else min(folds, os.cpu_count() or 1), epochs, folds, dev
-
 def minutes(s): return f'{max(s/60, .5):.1f} min' if s<570 else f'{s/60:.0f} min'
 
 def main(data, out, epochs=None, folds=None):
     begun = time.time()
     if data and not (data/'train_val').is_dir(): sys.exit(f"{data}: no folder train_val in it; DATA is a competition folder, see README.md")
     print('Measuring the speed of this machine …', flush=True)
+    from m3dv.core import pick_device
+    from m3dv.evaluate import estimate
+    from m3dv.learner import RECIPES
+    r = RECIPES['default']
+    r = replace(r, epochs=epochs or r.epochs, n_folds=folds or r.n_folds)
     n,n_test = nodules(data)
-    one,side_by_side,e,k,dev = fold_time(n, n_test, epochs, folds)
-    # the tutorial trains about one fold; reading a file takes some hundredths of a second, starting a program some ten
-    files,train,tut = .03*(n+n_test)+20, one*-(-k//side_by_side)+20, one+60
-    print(f"{n} labelled and {n_test} unlabelled nodules, {k} folds of {e} epochs on {dev}. Three steps: the files (about {minutes(files)}), "
+    # a file takes some hundredths of a second to write or read, and starting a program some ten seconds; the tutorial trains one fold for at most six epochs
+    files,train,tut = .15*(n+n_test)*(not data)+.02*(n+n_test)+15, estimate(n, n_test, r)+15, estimate(n, 0, replace(r, epochs=min(r.epochs,6)), jobs=1, n_folds=1)+40
+    print(f"{n} labelled and {n_test} unlabelled nodules, {r.n_folds} folds of {r.epochs} epochs on {pick_device().type}. Three steps: the files (about {minutes(files)}), "
           f"training (about {minutes(train)}), the tutorial (about {minutes(tut)}). All together about {minutes(files+train+tut)}.", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     print('\n1/3 The files', flush=True)
