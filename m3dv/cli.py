@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['command', 'm3dv_synth', 'm3dv_audit', 'm3dv_train', 'm3dv_submit']
 
-# %% ../nbs/12_cli.ipynb #17fbf585
+# %% ../nbs/12_cli.ipynb #f4cc7e32
 import sys
+import numpy as np
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from fastcore.script import call_parse
 from .core import M3dvError, pick_device, set_threads
-from .data import audit, competition, summary
+from .data import assign_folds, audit, competition, show_splits, summary
 from .evaluate import auc_interval, cross_validate, default_jobs, estimate
 from .learner import _write, load_recipe
-from .submission import predict_folder
+from .submission import predict_folder, submission
 from .synth import synth_nodules
 
 # %% ../nbs/12_cli.ipynb #a023362c
@@ -61,7 +62,7 @@ def m3dv_audit(
     print(f"{summary(t)}\ntable: {out}")
     for r in t[t.error.notna()].head(10).itertuples(): print(f"unreadable: {r.split} {r.name}: {r.error}")
 
-# %% ../nbs/12_cli.ipynb #2962acd9
+# %% ../nbs/12_cli.ipynb #bff40979
 def _minutes(s): return f"{s:.0f} seconds" if s<90 else f"{s/60:.0f} minutes"
 
 @command
@@ -78,20 +79,23 @@ def m3dv_train(
     lr:float=None, # learning rate, instead of the recipe's
     group:str=None, # column of the label file whose values must not be torn apart
     device:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
-    threads:int=None, # cores to use on a CPU: folds side by side, in one thread each
+    threads:int=None, # cores to use on a CPU: folds side by side, each in one thread
 ):
     "Train a network per fold, report the out-of-fold AUC with its interval, and write a submission for the test files"
     _need(data=data)
-    given = dict(n_folds=folds, epochs=epochs, seed=seed, net=model, bs=bs, lr=lr)
-    r = replace(load_recipe(recipe), **{k:v for k,v in given.items() if v is not None})
+    given = {k:v for k,v in dict(n_folds=folds, epochs=epochs, seed=seed, net=model, bs=bs, lr=lr, group=group).items() if v is not None}
+    r = load_recipe(recipe)
+    r = replace(r, name=' '.join([r.name] + [f'{k}={v}' for k,v in given.items() if k!='seed' and v!=getattr(r, k)]), **given)
     if threads is not None: set_threads(threads)
-    comp,jobs = competition(data),threads or default_jobs(device)
+    comp,dev = competition(data),pick_device(device)
+    jobs = threads if threads and dev.type=='cpu' else default_jobs(device)
     ks = r.n_folds if fold is None else 1
     print(comp)
-    if comp.unlabelled: print(f"not trained on, for want of a label: {len(comp.unlabelled)} files")
+    print(show_splits(comp.train, assign_folds(comp.train, r.n_folds, r.seed, r.group), r.group).to_string())
+    if comp.sample: submission(comp.test.name, np.full(len(comp.test), .5), comp.sample)                   # does it fit? better known now than after training
     sec = estimate(len(comp.train), len(comp.test), r, device, jobs, ks)
-    print(f"recipe {r.name}: {ks} fold{'s' if ks>1 else ''} of {r.n_folds} × {r.epochs} epochs, {min(jobs,ks)} at a time on {pick_device(device).type}; about {_minutes(sec)}", flush=True)
-    oof = cross_validate(data, out, r, device, jobs, group, fold)
+    print(f"recipe {r.name}: {ks} fold{'s' if ks>1 else ''} of {r.n_folds} × {r.epochs} epochs, {min(jobs,ks)} at a time on {dev.type}; about {_minutes(sec)}", flush=True)
+    oof = cross_validate(data, out, r, device, jobs, fold)
     if oof is None: print(f"fold {fold} done; the table and the submission are written when all {r.n_folds} are"); return
     print(f"out-of-fold ROC AUC (95 % interval over nodules): {auc_interval(oof.label, oof.p)}")
     if len(comp.test): predict_folder(out, data, Path(out)/'submission.csv', device=device)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MAX_SIDE', 'Nodule', 'check_nodule', 'read_nodule', 'read_labels', 'Sample', 'read_sample', 'list_nodules',
            'Competition', 'find_sample', 'competition', 'check_files', 'bbox', 'pieces', 'crop_start', 'describe',
-           'flags_of', 'audit_file', 'audit', 'summary', 'assign_folds', 'check_split']
+           'flags_of', 'audit_file', 'audit', 'summary', 'assign_folds', 'check_split', 'show_splits']
 
-# %% ../nbs/02_data.ipynb #42bf06c2
-import csv, hashlib, io, re, zipfile, zlib
+# %% ../nbs/02_data.ipynb #248269ee
+import csv, hashlib, io, lzma, re, tokenize, warnings, zipfile, zlib
 import numpy as np, pandas as pd
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +48,9 @@ def check_nodule(
     if voxel.shape!=seg.shape: raise M3dvError(f"seg: shape is {seg.shape}, but voxel has {voxel.shape}; expected the same")
     return Nodule(voxel, seg)
 
-# %% ../nbs/02_data.ipynb #da92fd14
-_broken = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError, NotImplementedError, SyntaxError, OverflowError, MemoryError)
+# %% ../nbs/02_data.ipynb #8a64536e
+_broken = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError, NotImplementedError, SyntaxError, OverflowError,
+    MemoryError, UserWarning, lzma.LZMAError, tokenize.TokenError)
 
 def _header(f):
     "Shape and dtype that an .npy stream declares, without reading its data"
@@ -57,11 +58,11 @@ def _header(f):
     shape,_,dtype = (npf.read_array_header_1_0 if v==(1,0) else npf.read_array_header_2_0)(f)
     return shape, dtype
 
-# %% ../nbs/02_data.ipynb #d26895cf
+# %% ../nbs/02_data.ipynb #fb1207dd
 def _read_array(z, key, want):
     if f'{key}.npy' not in z.namelist(): raise M3dvError(f"no key '{key}'; it has {[n.removesuffix('.npy') for n in z.namelist()][:8]}")
     try:
-        with z.open(f'{key}.npy') as f: shape,dtype = _header(f)
+        with z.open(f'{key}.npy') as f, warnings.catch_warnings(): warnings.simplefilter('error'); shape,dtype = _header(f)
     except _broken as e: raise M3dvError(f"{key}: not a readable array ({type(e).__name__}: {e})") from e
     _check_array(key, shape, dtype, want)
     try:
@@ -81,14 +82,15 @@ def read_nodule(
         try: return check_nodule(*(_read_array(z, k, w) for k,w in (('voxel','uint8'), ('seg','bool'))))
         except M3dvError as e: raise M3dvError(f"{path}: {e}") from e
 
-# %% ../nbs/02_data.ipynb #f34d6422
+# %% ../nbs/02_data.ipynb #40c6e92f
 def _rows(path):
     "Header and rows of a CSV file, blank lines left out"
     path = Path(path)
     if not path.is_file(): raise M3dvError(f"{path}: no such file")
     try: text = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e: raise M3dvError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start})") from e
-    rows = [[c.strip() for c in r] for r in csv.reader(io.StringIO(text, newline='')) if any(c.strip() for c in r)]
+    try: rows = [[c.strip() for c in r] for r in csv.reader(io.StringIO(text, newline='')) if any(c.strip() for c in r)]
+    except csv.Error as e: raise M3dvError(f"{path}: not a CSV file ({e})") from e
     if not rows: raise M3dvError(f"{path}: empty; expected a header and rows")
     n = len(rows[0])
     for i,r in enumerate(rows[1:], 2):
@@ -102,7 +104,7 @@ def _check_names(path, names):
     dup = pd.Series(names)[pd.Series(names).duplicated()].tolist()
     if dup: raise M3dvError(f"{path}: name ({dup[0]}) stands there more than once")
 
-# %% ../nbs/02_data.ipynb #874945fb
+# %% ../nbs/02_data.ipynb #e4fdbc42
 def read_labels(
     path:str|Path, # label file with the columns `name` and `label` (or `lable`), any case
 )->pd.DataFrame: # columns name (str), label (0 or 1), and any others as text
@@ -113,6 +115,7 @@ def read_labels(
         raise M3dvError(f"{path}: header is {','.join(head)}; expected name,label (or name,lable)")
     cols = [l if l in ('name','label') else c for l,c in zip(low,head)]
     if len(set(cols))!=len(cols): raise M3dvError(f"{path}: header is {','.join(head)}; a column stands there twice")
+    if 'path' in cols: raise M3dvError(f"{path}: header is {','.join(head)}; rename the column path, which is what m3dv calls the nodules' files")
     df = pd.DataFrame(rows, columns=cols)
     _check_names(path, df.name.tolist())
     bad = df[~df.label.isin(['0','1','0.0','1.0'])]
@@ -156,8 +159,8 @@ def read_sample(
     _check_names(path, ids)
     return Sample(head, ids, i)
 
-# %% ../nbs/02_data.ipynb #3a7a5caa
-def _numeric(s): return [int(o) if o.isdigit() else o for o in re.split(r'(\d+)', s)]
+# %% ../nbs/02_data.ipynb #ca7004df
+def _numeric(s): return [int(o) if o.isdecimal() else o for o in re.split(r'(\d+)', s)], s
 
 def list_nodules(
     path:str|Path, # a folder that holds candidate files
@@ -165,7 +168,10 @@ def list_nodules(
     "The candidate files in a folder"
     path = Path(path)
     if not path.is_dir(): raise M3dvError(f"{path}: no such folder")
-    return sorted((p for p in path.glob('*.npz') if not p.name.startswith('.')), key=lambda p: _numeric(p.stem))
+    ps = sorted((p for p in path.iterdir() if p.suffix.lower()=='.npz' and p.is_file() and not p.name.startswith('.')), key=lambda p: _numeric(p.stem))
+    two = [a.name for a,b in zip(ps, ps[1:]) if a.stem==b.stem]
+    if two: raise M3dvError(f"{path}: holds two files of one name, the first is {two[0]}")
+    return ps
 
 # %% ../nbs/02_data.ipynb #8c68dc1b
 @dataclass
@@ -189,7 +195,7 @@ def find_sample(path:str|Path)->Path|None: # its path, if there is one
     if len(fs)>1: raise M3dvError(f"{path}: has {len(fs)} sample submissions ({', '.join(sorted(p.name for p in fs))}); expected one at most")
     return fs[0] if fs else None
 
-# %% ../nbs/02_data.ipynb #b1ab6a5f
+# %% ../nbs/02_data.ipynb #12d382b4
 def competition(
     path:str|Path, # folder with train_val/, train_val.csv, test/ and perhaps sampleSubmission.csv
 )->Competition: # its tables
@@ -205,20 +211,23 @@ def competition(
     test = list_nodules(path/'test') if (path/'test').is_dir() else []
     test = pd.DataFrame(dict(name=[p.stem for p in test], path=test), columns=['name','path'])
     f = find_sample(path)
-    return Competition(path, df.assign(path=df.name.map(files)), test, f and read_sample(f, test.name.tolist()), [n for n in files if n not in set(df.name)])
+    return Competition(path, df.assign(path=df.name.map(files)), test, read_sample(f, test.name.tolist()) if f and len(test) else None, [n for n in files if n not in set(df.name)])
 
-# %% ../nbs/02_data.ipynb #542a768d
+# %% ../nbs/02_data.ipynb #5d8d67e1
 def check_files(
     comp:Competition, # a competition folder
     progress:bool=True, # show a progress bar?
-)->int: # number of files, all of them readable
-    "Refuse a competition folder in which a file cannot be read"
-    ps,bad = list(comp.train.path)+list(comp.test.path), []
+)->dict: # path of each file, and a hash of its voxels and mask
+    "Refuse a competition folder in which a file cannot be read, and take a fingerprint of each"
+    ps,bad,res = list(comp.train.path)+list(comp.test.path), [], {}
     for p in progress_bar(ps, leave=False) if progress else ps:
-        try: read_nodule(p)
+        try: res[p] = _content(read_nodule(p))
         except M3dvError as e: bad.append(str(e))
     if bad: raise M3dvError(f"{len(bad)} of {len(ps)} files cannot be read: {'; '.join(bad[:3])}{' …' if len(bad)>3 else ''}")
-    return len(ps)
+    return res
+
+# %% ../nbs/02_data.ipynb #f4500028
+def _content(nod): return hashlib.sha256(nod.voxel.tobytes()+np.packbits(nod.seg).tobytes()).hexdigest()
 
 # %% ../nbs/02_data.ipynb #f35822b2
 def bbox(
@@ -271,7 +280,7 @@ def describe(
     return d | dict(offset=float(np.linalg.norm((a+b-np.array(seg.shape))/2)), outside=float(1-seg[tuple(map(slice,lo,hi))].sum()/n), components=len(ns),
         largest=float(ns.max()/n), grey_in=float(v[s].mean()), grey_around=float(v[shell].mean()) if shell.any() else np.nan)
 
-# %% ../nbs/02_data.ipynb #1499f69c
+# %% ../nbs/02_data.ipynb #dfff612a
 def flags_of(
     r:dict, # a row of the audit
     side:int=32, # side of the crop, voxels
@@ -281,12 +290,10 @@ def flags_of(
     if not r['mask_voxels']: return 'empty mask'
     fs = [(r['mask_voxels']<50, 'tiny mask'), (r['outside']>.01, f'wider than the crop of {side}'), (r['offset']>10, 'off centre'),
           (r['padded']>0, 'crop leaves the cube'), (r['largest']<.9, 'in pieces'), (r['mask_voxels']>.1*r['side']**3, 'fills the cube'),
-          (not r['grey_in']>r['grey_around'], 'darker than its surroundings')]
+          (r['grey_in']<=r['grey_around'], 'darker than its surroundings')]
     return '; '.join(f for c,f in fs if c)
 
-# %% ../nbs/02_data.ipynb #7bc25383
-def _content(nod): return hashlib.sha256(nod.voxel.tobytes()+np.packbits(nod.seg).tobytes()).hexdigest()
-
+# %% ../nbs/02_data.ipynb #6a56df37
 def audit_file(
     path:str|Path, # a candidate file
     side:int=32, # side of the crop, voxels
@@ -296,7 +303,7 @@ def audit_file(
     except M3dvError as e: return dict(error=str(e).removeprefix(f'{path}: '))
     return describe(*nod, side=side) | dict(content=_content(nod))
 
-# %% ../nbs/02_data.ipynb #74425641
+# %% ../nbs/02_data.ipynb #bb769490
 _cols = ('split name label flags side mask_voxels extent_d extent_h extent_w offset outside padded components largest grey_in grey_around '
          'same_as error').split()
 
@@ -306,6 +313,7 @@ def audit(
     progress:bool=True, # show a progress bar?
 )->pd.DataFrame: # one row per nodule, in numeric order, training first
     "Look at every file of a competition folder, and flag what a person should look at"
+    if not 8<=side<=MAX_SIDE: raise M3dvError(f"side ({side}) of the crop is not between 8 and {MAX_SIDE}")
     c = competition(path)
     ps = [('train', p) for p in list_nodules(c.path/'train_val')] + [('test', p) for p in c.test.path]
     if not ps: raise M3dvError(f"{path}: train_val/ and test/ hold no .npz files")
@@ -333,7 +341,7 @@ def summary(
              f"{int((t['flags']!='').sum())} files to look at:" if len(fl) else "no file needs a look"]
     return '\n'.join(lines + [f"  {n:4d}  {f}" for f,n in fl.items()])
 
-# %% ../nbs/02_data.ipynb #9878c6b6
+# %% ../nbs/02_data.ipynb #168c9162
 def assign_folds(
     df:pd.DataFrame, # labelled nodules, with a column `label`
     n_folds:int=5, # number of folds, from 2
@@ -343,7 +351,11 @@ def assign_folds(
     "Give each labelled nodule the number of the fold in which it is held out"
     few = df.label.value_counts().reindex([0,1], fill_value=0).min()
     if not 2<=n_folds<=few: raise M3dvError(f"n_folds ({n_folds}) is not between 2 and the size of the smaller class ({few})")
-    if group is not None and group not in df: raise M3dvError(f"group ({group}) is no column of the label file; it has {', '.join(df.columns)}")
+    if group is not None:
+        cols = [c for c in df.columns if c not in ('name','label','path')]
+        if group not in cols: raise M3dvError(f"group ({group}) is no column of the label file; beside name and label it has {', '.join(cols) or 'none'}")
+        if (blank:=(df[group].astype(str).str.strip()=='').sum()): raise M3dvError(f"group ({group}) is blank for {blank} nodules, the first is {df.name[df[group].astype(str).str.strip()==''].iloc[0]}")
+        if df[group].nunique()<n_folds: raise M3dvError(f"group ({group}) has {df[group].nunique()} values, fewer than the {n_folds} folds")
     kf = (StratifiedKFold if group is None else StratifiedGroupKFold)(n_folds, shuffle=True, random_state=seed)
     fold = np.full(len(df), -1)
     for i,(_,va) in enumerate(kf.split(df, df.label, None if group is None else df[group])): fold[va] = i
@@ -361,3 +373,13 @@ def check_split(
         if both: raise M3dvError(f"split: {len(both)} values of {c} stand on both sides, the first is {both[0]}")
     if train.label.nunique()<2: raise M3dvError(f"split: training holds {len(train)} nodules of {train.label.nunique()} classes; expected both classes")
     return pd.DataFrame([dict(split=k, nodules=len(o), ones=int(o.label.sum()), share=float(o.label.mean())) for k,o in (('train',train),('valid',valid))])
+
+# %% ../nbs/02_data.ipynb #fae92754
+def show_splits(
+    df:pd.DataFrame, # labelled nodules
+    folds:np.ndarray, # fold of each
+    group:str|None=None, # column whose values must not stand on both sides
+)->pd.DataFrame: # a row per fold: nodules and ones on either side
+    "Check the split of every fold, and say what its sides hold"
+    ts = {k:check_split(df[folds!=k], df[folds==k], group).set_index('split') for k in sorted(set(folds))}
+    return pd.DataFrame({k:{f'{s}_{c}':t.loc[s,c] for s in ('train','valid') for c in ('nodules','ones')} for k,t in ts.items()}).T.astype(int).rename_axis('fold')

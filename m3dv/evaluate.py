@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['auc_of', 'Interval', 'auc_interval', 'plot_roc', 'delong_shares', 'delong', 'Comparison', 'compare', 'train_fold',
-           'default_jobs', 'estimate', 'gather', 'cross_validate']
+           'default_jobs', 'estimate', 'read_oof', 'gather', 'cross_validate']
 
-# %% ../nbs/08_evaluate.ipynb #d9b792c1
-import json, os, shutil, subprocess, sys, time
+# %% ../nbs/08_evaluate.ipynb #adf3c767
+import json, os, subprocess, sys, time
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +17,11 @@ from fastprogress.fastprogress import progress_bar
 from scipy.stats import bootstrap, norm, rankdata
 from sklearn.metrics import roc_curve
 from .core import M3dvError, TensorVolume, set_seed, set_threads, pick_device
-from .data import competition, assign_folds, check_files
+from .data import competition, assign_folds, check_files, show_splits
 from .transforms import SYMMETRIES, MASK_MODES, Augment, ToInput
 from .loaders import get_dls
 from .model import NETS
-from .learner import Recipe, RECIPES, recipe_from, get_learner, fit_recipe, save_network, save_recipe, load_network, predict_crops, load_recipe, _write
+from .learner import Recipe, RECIPES, recipe_from, get_learner, fit_recipe, save_network, save_recipe, predict_crops, load_recipe, _write
 
 # %% ../nbs/08_evaluate.ipynb #48316ed9
 def auc_of(
@@ -143,14 +143,13 @@ def compare(
     z = d/se if se>0 else np.sign(d)*np.inf if d else 0.
     return Comparison(*map(float, (a1.mean(), b1.mean(), d, d-1.959964*se, d+1.959964*se, 2*norm.sf(abs(z)), norm.cdf(z))))
 
-# %% ../nbs/08_evaluate.ipynb #8aeb5f1c
+# %% ../nbs/08_evaluate.ipynb #4f1252ae
 def train_fold(
     data:str|Path, # competition folder
     out:str|Path, # where its files go
     recipe:Recipe|dict=RECIPES['default'], # how to train
     fold:int=0, # the fold held out, from 0
     device:str='cpu', # where to train
-    group:str|None=None, # column of the label file that must not be torn apart
     threads:int=1, # threads on a CPU; other than 1 gives other last digits
 )->pd.DataFrame: # predictions of the held-out nodules
     "Train the network of one fold, and predict the nodules that it did not see"
@@ -160,7 +159,7 @@ def train_fold(
     try:
         comp = competition(data)
         set_seed(1000*r.seed+fold, reproducible=True)
-        dls = get_dls(comp, fold, r.n_folds, r.seed, group, r.side, r.margin, r.mask, r.aug, r.bs, device, show=False)
+        dls = get_dls(comp, fold, r.n_folds, r.seed, r.group, r.side, r.margin, r.mask, r.aug, r.bs, device, show=False)
         learn = get_learner(dls, r, path=out, cbs=CSVLogger(f'folds/fold{fold}_log.csv'))
         with learn.no_bar(), learn.no_logging(): fit_recipe(learn)
         save_network(learn, out/'models'/f'fold{fold}')
@@ -207,15 +206,15 @@ def estimate(
     fold = 10 + sec*((n-held)*r.epochs + held*(r.epochs+views)/3)
     return fold*-(-k//jobs) + sec*n_test*views*k/3
 
-# %% ../nbs/08_evaluate.ipynb #34abdfc8
-def _start(data, out, recipe, fold, device, group):
+# %% ../nbs/08_evaluate.ipynb #044722af
+def _start(data, out, recipe, fold, device):
     "Start a process that trains one fold"
-    kw = json.dumps(dict(data=str(data), out=str(out), recipe=asdict(recipe), fold=fold, device=str(device), group=group))
+    kw = json.dumps(dict(data=str(data), out=str(out), recipe=asdict(recipe), fold=fold, device=str(device)))
     log = open(Path(out)/'folds'/f'fold{fold}.txt', 'w')
     return subprocess.Popen([sys.executable, '-c', 'import json,sys; from m3dv.evaluate import train_fold; train_fold(**json.loads(sys.argv[1]))', kw],
         stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=os.environ|dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1'))
 
-# %% ../nbs/08_evaluate.ipynb #2cb7b7dc
+# %% ../nbs/08_evaluate.ipynb #6eeaffab
 def _epochs(out, folds):
     "Epochs that the logs of the folds hold"
     n = 0
@@ -224,28 +223,36 @@ def _epochs(out, folds):
         if f.is_file(): n += max(len(f.read_text().splitlines())-1, 0)
     return n
 
-def _run(data, out, recipe, folds, device, jobs, group):
+def _run(data, out, recipe, folds, device, jobs):
     "Train `folds`, `jobs` at a time; yields once per epoch that any of them finished"
     todo,running,seen = list(folds),{},0
     try:
         while todo or running:
-            while todo and len(running)<jobs: f = todo.pop(0); running[f] = _start(data, out, recipe, f, device, group)
+            while todo and len(running)<jobs: f = todo.pop(0); running[f] = _start(data, out, recipe, f, device)
             for f,p in list(running.items()):
                 if p.poll() is None: continue
                 del running[f]
-                if p.returncode: raise RuntimeError(f"fold {f} failed:\n" + (Path(out)/'folds'/f'fold{f}.txt').read_text()[-3000:])
+                if p.returncode: raise RuntimeError(f"fold {f} failed (exit code {p.returncode}):\n" + (Path(out)/'folds'/f'fold{f}.txt').read_text()[-3000:])
             for _ in range(seen, seen:=max(seen, _epochs(out, folds))): yield
             time.sleep(.2)
         yield from range(seen, recipe.epochs*len(folds))
     finally:
         for p in running.values(): p.terminate(); p.wait()
 
-# %% ../nbs/08_evaluate.ipynb #76e5f2c9
+# %% ../nbs/08_evaluate.ipynb #014b3ec6
 def _clear(out):
     "Remove the files of an earlier run, and only those"
-    for pat in ('models/fold*.json','models/fold*.safetensors','folds/fold*','oof.csv','history.csv','submission.csv','recipe.json'):
-        for f in Path(out).glob(pat): f.unlink()
+    fs = [f for pat in ('models/fold[0-9]*.json','models/fold[0-9]*.safetensors','folds/fold[0-9]*','oof.csv','history.csv','submission.csv','recipe.json') for f in Path(out).glob(pat)]
+    if fs and not ((Path(out)/'recipe.json').is_file() and (Path(out)/'folds').is_dir()): raise M3dvError(f"{out}: holds {fs[0].name}, but no run of m3dv_train; give another folder")
+    for f in fs: f.unlink()
 
+def read_oof(
+    path:str|Path, # oof.csv of a run, or the table of one of its folds
+)->pd.DataFrame: # name, label, repeat, fold, seed, recipe, p
+    "Read a table of out-of-fold predictions; names stay text, also `007`"
+    return pd.read_csv(path, dtype=dict(name=str, recipe=str), keep_default_na=False)
+
+# %% ../nbs/08_evaluate.ipynb #d0d9ae3d
 def gather(
     data:str|Path, # competition folder
     out:str|Path, # a run's folder
@@ -255,7 +262,7 @@ def gather(
     out = Path(out); fs = [out/'folds'/f'fold{k}.csv' for k in range(recipe.n_folds)]
     lost = [f.name for f in fs if not f.is_file()]
     if lost: raise M3dvError(f"{out}: {len(lost)} of {recipe.n_folds} folds are missing, the first is folds/{lost[0]}")
-    df = pd.concat([pd.read_csv(f) for f in fs])
+    df = pd.concat([read_oof(f) for f in fs])
     want = competition(data).train
     if sorted(df.name)!=sorted(want.name): raise M3dvError(f"{out}: the folds predict {len(df)} nodules ({df.name.nunique()} names), the folder has {len(want)} labelled; was the data changed between folds?")
     df = want[['name']].merge(df, on='name')
@@ -266,30 +273,36 @@ def gather(
     _write(out/'history.csv', lambda f: logs.to_csv(f, index=False, float_format='%.6f', lineterminator='\n'))
     return df
 
-# %% ../nbs/08_evaluate.ipynb #3a679013
+# %% ../nbs/08_evaluate.ipynb #9425872b
+def _refuse_twins(df, folds, prints):
+    "Refuse copies of one nodule that lie in different folds"
+    t = df.assign(fold=folds, content=df.path.map(prints)).sort_values('content')
+    for c,g in t[t.content.duplicated(keep=False)].groupby('content'):
+        if g.fold.nunique()>1: raise M3dvError(f"{g.name.iloc[0]} and {g.name.iloc[1]} are the same nodule and lie in folds {g.fold.iloc[0]} and {g.fold.iloc[1]}; remove one, or keep them together by a group column")
+
 def cross_validate(
     data:str|Path, # competition folder
     out:str|Path, # a folder for the run
     recipe:Recipe=RECIPES['default'], # how to train
     device:str='auto', # where to train
     jobs:int|None=None, # folds side by side; a core each, or one on a GPU, without it
-    group:str|None=None, # column of the label file that must not be torn apart
     fold:int|None=None, # train this fold only
     progress:bool=True, # show a progress bar?
 )->pd.DataFrame|None: # the out-of-fold table; None while folds are missing
     "Train a network per fold, and gather the predictions of the nodules that each did not see"
     out,data,dev,comp = Path(out),Path(data),pick_device(device),competition(data)
-    folds = assign_folds(comp.train, recipe.n_folds, recipe.seed, group)
+    folds = assign_folds(comp.train, recipe.n_folds, recipe.seed, recipe.group)
+    show_splits(comp.train, folds, recipe.group)
     if fold is not None and not 0<=fold<recipe.n_folds: raise M3dvError(f"fold ({fold}) is not between 0 and {recipe.n_folds-1}")
     if recipe.bs>(n:=min((folds!=k).sum() for k in range(recipe.n_folds))): raise M3dvError(f"bs ({recipe.bs}) exceeds the {n} nodules that a fold trains on")
     if out.exists() and not out.is_dir(): raise M3dvError(f"{out}: is a file; expected a folder for the run")
-    check_files(comp, progress)
+    _refuse_twins(comp.train, folds, check_files(comp, progress))
     if fold is None: _clear(out)
     elif (out/'recipe.json').is_file() and load_recipe(out/'recipe.json')!=recipe: raise M3dvError(f"{out}: holds a run with another recipe; give another folder")
     (out/'folds').mkdir(parents=True, exist_ok=True); save_recipe(recipe, out/'recipe.json')
     ks = range(recipe.n_folds) if fold is None else [fold]
     for k in ks: (out/'folds'/f'fold{k}_log.csv').unlink(missing_ok=True)
-    run = _run(data, out, recipe, ks, dev, jobs or default_jobs(device), group)
+    run = _run(data, out, recipe, ks, dev, jobs or default_jobs(device))
     for _ in progress_bar(run, total=recipe.epochs*len(ks), leave=False) if progress else run: pass
     if fold is not None and any(not (out/'folds'/f'fold{k}.csv').is_file() for k in range(recipe.n_folds)): return
     return gather(data, out, recipe)

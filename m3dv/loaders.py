@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CropStore', 'OpenNodule', 'NoduleDL', 'NoduleBlock', 'get_dls', 'show_batch', 'show_results']
 
-# %% ../nbs/05_loaders.ipynb #06524620
+# %% ../nbs/05_loaders.ipynb #a8a8f86b
 import hashlib
 import numpy as np, pandas as pd, torch
 from pathlib import Path
@@ -13,9 +13,9 @@ from fastai.data.all import *
 from fastai.torch_core import subplots
 from fastprogress.fastprogress import progress_bar
 from plum import dispatch
-from .core import M3dvError, TensorVolume, TensorVolMask, to_grey, pick_device
-from .data import Nodule, check_nodule, read_nodule, competition, assign_folds, check_split, Competition
-from .transforms import Aug, NO_AUG, Augment, CentreCrop, ToInput, cut_crop
+from .core import M3dvError, TensorVolume, to_grey, pick_device
+from .data import check_nodule, read_nodule, competition, assign_folds, check_split, Competition
+from .transforms import Aug, Augment, CentreCrop, ToInput, cut_crop
 from .plot import show_slice
 
 # %% ../nbs/05_loaders.ipynb #b328f299

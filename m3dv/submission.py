@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['load_networks', 'predict_nodules', 'submission', 'check_submission', 'write_submission', 'predict_folder']
 
-# %% ../nbs/09_submission.ipynb #87ff9fa1
-import re, warnings
+# %% ../nbs/09_submission.ipynb #b0251071
+import warnings
 import numpy as np, pandas as pd
 from pathlib import Path
 from .core import M3dvError, pick_device
 from .data import Sample, list_nodules, find_sample, read_sample, _rows, _numeric
-from .learner import Network, load_network, _write
+from .learner import load_network, _write
 from .loaders import CropStore
 
-# %% ../nbs/09_submission.ipynb #fe99c921
+# %% ../nbs/09_submission.ipynb #cb80d82c
 def load_networks(
     out:str|Path, # a run's folder, or its folder models/
     device:str='auto', # where the networks are put
@@ -22,7 +22,7 @@ def load_networks(
     "The networks of a run"
     out = Path(out)
     d = out/'models' if (out/'models').is_dir() else out
-    fs = sorted(d.glob('*.safetensors'), key=lambda p: _numeric(p.stem))
+    fs = sorted(d.glob('fold[0-9]*.safetensors'), key=lambda p: _numeric(p.stem))
     if not fs: raise M3dvError(f"{out}: holds no networks; expected models/fold0.safetensors and so on, as m3dv_train writes them")
     nets = [load_network(f, pick_device(device)) for f in fs]
     n = nets[0].recipe.n_folds
@@ -79,7 +79,7 @@ def check_submission(
         if not ok: raise M3dvError(f"{path}: prediction of {r[i]} is ({r[1-i]}); expected a number within [0,1]")
     return len(rows)
 
-# %% ../nbs/09_submission.ipynb #2682148a
+# %% ../nbs/09_submission.ipynb #2f5b0db2
 def write_submission(
     df:pd.DataFrame, # from `submission`
     path:str|Path, # the file
@@ -88,8 +88,7 @@ def write_submission(
     "Write a submission, whole or not at all"
     def write(f):
         df.to_csv(f, index=False, float_format='%.6f', lineterminator='\n')
-        try: check_submission(f, sample)
-        except M3dvError: f.unlink(); raise
+        check_submission(f, sample)
     return _write(path, write)
 
 # %% ../nbs/09_submission.ipynb #26645289

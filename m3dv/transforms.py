@@ -50,7 +50,7 @@ def apply_symmetry(
     x = x.flip([n+a for a in range(3) if s[a]<0])
     return x.permute(*range(n), *[n+a for a in np.argsort(p)])
 
-# %% ../nbs/03_transforms.ipynb #527a75de
+# %% ../nbs/03_transforms.ipynb #3fdd8432
 @dataclass(frozen=True)
 class Aug:
     "How much the training augmentation may change; 0 everywhere and 'none' is no augmentation"
@@ -66,7 +66,9 @@ class Aug:
         if self.symmetry not in SYMMETRIES: raise M3dvError(f"symmetry ({self.symmetry}) is not one of {', '.join(SYMMETRIES)}")
         for f in fields(self):
             v = getattr(self, f.name)
-            if f.name!='symmetry' and not 0<=v<=(.9 if f.name in ('zoom','gain') else 180): raise M3dvError(f"{f.name} ({v}) of the augmentation is out of range")
+            if f.name=='symmetry': continue
+            ok = isinstance(v, int if f.name=='shift' else (int,float)) and not isinstance(v, bool)
+            if not ok or not 0<=v<=(.9 if f.name in ('zoom','gain') else 180): raise M3dvError(f"{f.name} ({v}) of the augmentation is not a {'whole ' if f.name=='shift' else ''}number from 0 to {.9 if f.name in ('zoom','gain') else 180}")
 
 # %% ../nbs/03_transforms.ipynb #7ff7a5ed
 NO_AUG = Aug(0, 'none', 0, 0, 0, 0, 0)

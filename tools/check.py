@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 300 # seconds for one notebook
-MAX_NB, MAX_NBS = 400_000, 3_000_000 # bytes: one notebook, all of nbs/
+MAX_NB, MAX_NBS = 250_000, 3_000_000 # bytes: one notebook, all of nbs/
 
 class Broken(Exception):
     "A check cannot be made, or its tool ended badly; the message is what that tool said"

@@ -23,6 +23,14 @@ def nodules(data):
     p = inspect.signature(synth_nodules).parameters
     return [p['n'].default, p['n_test'].default]
 
+def whole(data, n, n_test):
+    "Are the synthetic nodules of an earlier run all there?"
+    from m3dv.core import M3dvError
+    from m3dv.data import competition
+    try: c = competition(data)
+    except M3dvError: return False
+    return (len(c.train), len(c.test))==(n, n_test)
+
 def minutes(s): return f'{max(s/60, .5):.1f} min' if s<570 else f'{s/60:.0f} min'
 
 def main(data, out, epochs=None, folds=None):
@@ -43,8 +51,8 @@ def main(data, out, epochs=None, folds=None):
     print('\n1/3 The files', flush=True)
     if not data:
         data = out/'data'
-        if (data/'train_val.csv').exists(): print(f"{data}: synthetic nodules of an earlier run")
-        else: program('m3dv_synth', data)
+        if whole(data, n, n_test): print(f"{data}: synthetic nodules of an earlier run")
+        else: program('m3dv_synth', data, '--force')
     program('m3dv_audit', data, '--out', out/'audit.csv')
     print('\n2/3 Training', flush=True)
     flags = [o for f,v in (('--epochs', epochs), ('--folds', folds)) if v for o in (f, v)]
