@@ -35,18 +35,18 @@ def _need(**kw):
     for k,v in kw.items():
         if not v: raise M3dvError(f"--{k} is missing; --help lists the options")
 
-# %% ../nbs/12_cli.ipynb #ea0bf760
+# %% ../nbs/12_cli.ipynb #a4bc9603
 @command
 def m3dv_synth(
     path:str, # folder to write, in the competition's layout
     n:int=96, # labelled nodules
-    n_test:int=24, # test nodules
+    test:int=24, # test nodules
     side:int=64, # side of the cubes, voxels
     seed:int=0, # the same seed gives the same nodules
     force:bool=False, # replace synthetic nodules that are there?
 ):
     "Write a folder of synthetic nodules: train_val/, train_val.csv, test/, sampleSubmission.csv, test_answers.csv"
-    synth_nodules(path, n=n, n_test=n_test, side=side, seed=seed, force=force)
+    synth_nodules(path, n=n, n_test=test, side=side, seed=seed, force=force)
     print(f"{competition(path)}; written to {path}")
 
 # %% ../nbs/12_cli.ipynb #eac46386

@@ -7,7 +7,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 300 # seconds for one notebook
+LIMIT = 600 # seconds for one notebook
 MAX_NB, MAX_NBS = 250_000, 3_000_000 # bytes: one notebook, all of nbs/
 
 class Broken(Exception):
