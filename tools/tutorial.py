@@ -43,7 +43,8 @@ def to_html(
     "A page with pictures and, where a figure needs it, plotly.js inside; nothing is loaded from elsewhere"
     from nbconvert import HTMLExporter
     from plotly.offline import get_plotlyjs
-    # progress bars are no result
+    # cells that the site hides are hidden here, and progress bars are no result
+    nb.cells = [c for c in nb.cells if not (c.cell_type=='code' and c.source.lstrip().startswith('#| hide'))]
     for c in nb.cells:
         if c.cell_type=='code': c.outputs = [o for o in c.outputs if '<progress' not in ''.join(o.get('data', {}).get('text/html', ''))]
     html,_ = HTMLExporter(template_name='lab', embed_images=True, require_js_url='', mathjax_url='').from_notebook_node(nb, resources={'metadata':{'name':title}})
