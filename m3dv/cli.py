@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['command', 'm3dv_synth', 'm3dv_audit', 'm3dv_train', 'm3dv_submit']
 
-# %% ../nbs/12_cli.ipynb #f4cc7e32
+# %% ../nbs/12_cli.ipynb #32ddfa81
 import sys
 import numpy as np
 from dataclasses import replace
@@ -13,8 +13,10 @@ from functools import wraps
 from pathlib import Path
 from fastcore.script import call_parse
 from .core import M3dvError, pick_device, set_threads
-from .data import assign_folds, audit, competition, show_splits, summary
-from .evaluate import auc_interval, cross_validate, default_jobs, estimate
+from .data import assign_folds, audit, competition, group_of, show_splits, summary
+from .evaluate import beside, score_table
+from .classical import BARS, bars
+from .crossval import cross_validate, default_jobs, estimate
 from .learner import _write, load_recipe
 from .submission import predict_folder, submission
 from .synth import synth_nodules
@@ -62,44 +64,58 @@ def m3dv_audit(
     print(f"{summary(t)}\ntable: {out}")
     for r in t[t.error.notna()].head(10).itertuples(): print(f"unreadable: {r.split} {r.name}: {r.error}")
 
-# %% ../nbs/12_cli.ipynb #bff40979
+# %% ../nbs/12_cli.ipynb #b889de05
 def _minutes(s): return f"{s:.0f} seconds" if s<90 else f"{s/60:.0f} minutes"
+
+def _lines(t):
+    "The table of `beside`, as lines to print"
+    w = max(map(len, t.index))
+    for r in t.itertuples():
+        yield f"  {r.Index:{w}}  {r.auc:.3f} ({r.lo:.3f}–{r.hi:.3f})" + (f"   {t.index[0]} less this: {r.difference:+.3f} ({r.d_lo:+.3f} to {r.d_hi:+.3f}), better with probability {r.better:.2f}" if r.difference==r.difference else "")
 
 @command
 def m3dv_train(
     data:str=None, # competition folder
-    out:str='out', # folder for submission.csv, oof.csv, history.csv and models/
+    out:str='out', # folder for submission.csv, oof.csv, bars.csv, scores.csv, history.csv and models/
     recipe:str='default', # 'default', 'report', or a JSON file
     folds:int=None, # number of folds, instead of the recipe's
+    repeats:int=None, # of the cross-validation, each on other folds and from another seed, instead of the recipe's
     fold:int=None, # train this fold only, from 0: a job of its own
     epochs:int=None, # epochs, instead of the recipe's
     seed:int=None, # of folds and training, instead of the recipe's
     model:str=None, # network, 'default' or 'report', instead of the recipe's
     bs:int=None, # batch size, instead of the recipe's
     lr:float=None, # learning rate, instead of the recipe's
+    tta:str=None, # symmetries that a prediction averages: 'none' (1), 'flips' (8) or 'all' (48), instead of the recipe's
     group:str=None, # column of the label file whose values must not be torn apart
     device:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
     threads:int=None, # cores to use on a CPU: folds side by side, each in one thread
 ):
-    "Train a network per fold, report the out-of-fold AUC with its interval, and write a submission for the test files"
+    "Train a network per fold, report the out-of-fold AUC beside classical bars, and write a submission for the test files"
     _need(data=data)
-    given = {k:v for k,v in dict(n_folds=folds, epochs=epochs, seed=seed, net=model, bs=bs, lr=lr, group=group).items() if v is not None}
+    given = {k:v for k,v in dict(n_folds=folds, repeats=repeats, epochs=epochs, seed=seed, net=model, bs=bs, lr=lr, tta=tta, group=group).items() if v is not None}
     r = load_recipe(recipe)
-    r = replace(r, name=' '.join([r.name] + [f'{k}={v}' for k,v in given.items() if k!='seed' and v!=getattr(r, k)]), **given)
+    r = replace(r, name=' '.join([r.name] + [f'{k}={v}' for k,v in given.items() if k not in ('seed','repeats') and v!=getattr(r, k)]), **given)
+    if r.name in BARS: raise M3dvError(f"recipe: name ({r.name}) is that of a bar; give it another")
     if threads is not None: set_threads(threads)
     comp,dev = competition(data),pick_device(device)
     jobs = threads if threads and dev.type=='cpu' else default_jobs(device)
-    ks = r.n_folds if fold is None else 1
+    ks = r.repeats*(r.n_folds if fold is None else 1)
     print(comp)
     print(show_splits(comp.train, assign_folds(comp.train, r.n_folds, r.seed, r.group), r.group).to_string())
     if comp.sample: submission(comp.test.name, np.full(len(comp.test), .5), comp.sample)                   # does it fit? better known now than after training
     sec = estimate(len(comp.train), len(comp.test), r, device, jobs, ks)
-    print(f"recipe {r.name}: {ks} fold{'s' if ks>1 else ''} of {r.n_folds} × {r.epochs} epochs, {min(jobs,ks)} at a time on {dev.type}; about {_minutes(sec)}", flush=True)
+    print(f"recipe {r.name}: {'all' if fold is None else 'one'} of {r.n_folds} folds × {r.repeats} repeat{'s' if r.repeats>1 else ''} × {r.epochs} epochs, {min(jobs,ks)} at a time on {dev.type}; about {_minutes(sec)}", flush=True)
     oof = cross_validate(data, out, r, device, jobs, fold)
     if oof is None: print(f"fold {fold} done; the table and the submission are written when all {r.n_folds} are"); return
-    print(f"out-of-fold ROC AUC (95 % interval over nodules): {auc_interval(oof.label, oof.p)}")
     if len(comp.test): predict_folder(out, data, Path(out)/'submission.csv', device=device)
-    print(f"written to {out}: oof.csv, history.csv, models/" + (f", submission.csv ({len(comp.test)} files)" if len(comp.test) else "; no test files, so no submission"))
+    low = bars(data, r.n_folds, r.seed, r.group, r.repeats)
+    _write(Path(out)/'bars.csv', lambda f: low.to_csv(f, index=False, float_format='%.8f', lineterminator='\n'))
+    _write(Path(out)/'scores.csv', lambda f: score_table(oof).to_csv(f, float_format='%.6f', lineterminator='\n'))
+    print("out-of-fold ROC AUC (95 % interval over nodules" + (f" and repeats; mean of {r.repeats} repeats" if r.repeats>1 else "; one repeat, so not over seeds") + "):")
+    for l in _lines(beside(oof, low)): print(l)
+    if (g:=group_of(comp.train, r.group)): print(f"nodules of one {g} count as independent here: these intervals are too narrow")
+    print(f"written to {out}: oof.csv, bars.csv, scores.csv, history.csv, models/" + (f", submission.csv ({len(comp.test)} files)" if len(comp.test) else "; no test files, so no submission"))
 
 # %% ../nbs/12_cli.ipynb #61689fc5
 @command

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_SIDE', 'Nodule', 'check_nodule', 'read_nodule', 'read_labels', 'Sample', 'read_sample', 'list_nodules',
            'Competition', 'find_sample', 'competition', 'check_files', 'bbox', 'pieces', 'crop_start', 'describe',
-           'flags_of', 'audit_file', 'audit', 'summary', 'assign_folds', 'check_split', 'show_splits']
+           'flags_of', 'audit_file', 'audit', 'summary', 'group_of', 'assign_folds', 'check_split', 'show_splits',
+           'check_twins', 'take_share']
 
 # %% ../nbs/02_data.ipynb #248269ee
 import csv, hashlib, io, lzma, re, tokenize, warnings, zipfile, zlib
@@ -341,7 +342,14 @@ def summary(
              f"{int((t['flags']!='').sum())} files to look at:" if len(fl) else "no file needs a look"]
     return '\n'.join(lines + [f"  {n:4d}  {f}" for f,n in fl.items()])
 
-# %% ../nbs/02_data.ipynb #168c9162
+# %% ../nbs/02_data.ipynb #d77ac71e
+def group_of(
+    df:pd.DataFrame, # labelled nodules
+    group:str|None=None, # column asked for
+)->str|None: # column to keep together
+    "The column whose values a split must not tear apart: the one asked for, or one called `group`"
+    return group if group is not None else 'group' if 'group' in df else None
+
 def assign_folds(
     df:pd.DataFrame, # labelled nodules, with a column `label`
     n_folds:int=5, # number of folds, from 2
@@ -351,7 +359,7 @@ def assign_folds(
     "Give each labelled nodule the number of the fold in which it is held out"
     few = df.label.value_counts().reindex([0,1], fill_value=0).min()
     if not 2<=n_folds<=few: raise M3dvError(f"n_folds ({n_folds}) is not between 2 and the size of the smaller class ({few})")
-    if group is not None:
+    if (group:=group_of(df, group)) is not None:
         cols = [c for c in df.columns if c not in ('name','label','path')]
         if group not in cols: raise M3dvError(f"group ({group}) is no column of the label file; beside name and label it has {', '.join(cols) or 'none'}")
         if (blank:=(df[group].astype(str).str.strip()=='').sum()): raise M3dvError(f"group ({group}) is blank for {blank} nodules, the first is {df.name[df[group].astype(str).str.strip()==''].iloc[0]}")
@@ -361,13 +369,14 @@ def assign_folds(
     for i,(_,va) in enumerate(kf.split(df, df.label, None if group is None else df[group])): fold[va] = i
     return fold
 
-# %% ../nbs/02_data.ipynb #2d3f16f4
+# %% ../nbs/02_data.ipynb #1bc70440
 def check_split(
     train:pd.DataFrame, # rows trained on: name, label
     valid:pd.DataFrame, # rows held out
     group:str|None=None, # column whose values must not stand on both sides
 )->pd.DataFrame: # a row per side: nodules, ones, share of ones
     "Refuse a split that leaks, and say what its two sides hold"
+    group = group_of(train, group)
     for c in ['name'] + [group]*(group is not None):
         both = sorted(set(train[c]) & set(valid[c]))
         if both: raise M3dvError(f"split: {len(both)} values of {c} stand on both sides, the first is {both[0]}")
@@ -383,3 +392,29 @@ def show_splits(
     "Check the split of every fold, and say what its sides hold"
     ts = {k:check_split(df[folds!=k], df[folds==k], group).set_index('split') for k in sorted(set(folds))}
     return pd.DataFrame({k:{f'{s}_{c}':t.loc[s,c] for s in ('train','valid') for c in ('nodules','ones')} for k,t in ts.items()}).T.astype(int).rename_axis('fold')
+
+# %% ../nbs/02_data.ipynb #a620cdab
+def check_twins(
+    df:pd.DataFrame, # labelled nodules: name, path
+    folds:np.ndarray, # fold of each
+    prints:dict, # fingerprint of each file by path, of `check_files`
+):
+    "Refuse copies of one nodule that lie in different folds"
+    t = df.assign(fold=folds, content=df.path.map(prints))
+    for _,g in t[t.content.duplicated(keep=False)].groupby('content', sort=False):
+        a = g.iloc[0]; other = g[g.fold!=a.fold]
+        if len(other): raise M3dvError(f"{a['name']} and {other['name'].iloc[0]} are the same nodule and lie in folds {a.fold} and {other.fold.iloc[0]}; remove one, or keep them together by a group column")
+
+# %% ../nbs/02_data.ipynb #17a2bf4a
+def take_share(
+    label:np.ndarray, # labels 0 and 1 of the nodules to train on, (N,)
+    share:float, # of them, above 0 up to 1
+    seed:int=0, # the same seed gives nested shares
+)->np.ndarray: # which to take, bool (N,)
+    "Take a share of each class, at least two nodules"
+    if not 0<share<=1: raise M3dvError(f"share ({share}) is not above 0 and up to 1")
+    label,rng,take = np.asarray(label),np.random.default_rng(seed),np.zeros(len(label), bool)
+    for c in (0,1):
+        i = rng.permutation(np.flatnonzero(label==c))
+        take[i[:max(2, round(share*len(i)))]] = True
+    return take

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'load_recipe', 'recipe_from', 'save_recipe', 'NoduleLearner', 'KeepHistory', 'get_learner',
-           'Plateau', 'fit_recipe', 'predict_crops', 'save_network', 'Network', 'load_network']
+           'Plateau', 'fit_recipe', 'predict_views', 'predict_crops', 'save_network', 'Network', 'load_network']
 
 # %% ../nbs/07_learner.ipynb #22d2705d
 import json, os
@@ -22,7 +22,7 @@ from .transforms import Aug, REPORT_AUG, SYMMETRIES, MASK_MODES, CentreCrop, ToI
 from .loaders import CropStore, OpenNodule
 from .model import DenseNet3D, NETS
 
-# %% ../nbs/07_learner.ipynb #6c903676
+# %% ../nbs/07_learner.ipynb #be531c8f
 @dataclass(frozen=True)
 class Recipe:
     "How a network is trained and how it predicts"
@@ -41,6 +41,8 @@ class Recipe:
     schedule:str='one_cycle' # 'one_cycle' or 'plateau'
     tta:str='flips' # symmetries averaged in prediction: 'none', 'flips', 'all'
     n_folds:int=5 # folds of a cross-validation
+    repeats:int=1 # how often it is done, with seeds `seed`, `seed+1`, …
+    share:float=1. # of the training nodules to train on, for a learning curve
     group:str|None=None # column of the label file whose values the folds must not tear apart
     seed:int=0 # of the folds and of the training
 
@@ -49,8 +51,8 @@ class Recipe:
         if not isinstance(self.aug, Aug): raise M3dvError(f"recipe: aug ({self.aug}) is not an augmentation")
         for k,ok in dict(net=NETS, mask=MASK_MODES, tta=SYMMETRIES, opt=_opts, schedule=('one_cycle','plateau')).items():
             if getattr(self, k) not in ok: raise M3dvError(f"recipe: {k} ({getattr(self, k)}) is not one of {', '.join(ok)}")
-        for k,(lo,hi) in dict(side=(8,128), margin=(0,64), mixup=(0,10), bs=(2,4096), epochs=(1,10_000), lr=(1e-8,10), wd=(0,10), n_folds=(2,1000), seed=(0,2**31)).items():
-            v,whole = getattr(self, k), k not in ('mixup','lr','wd')
+        for k,(lo,hi) in dict(side=(8,128), margin=(0,64), mixup=(0,10), bs=(2,4096), epochs=(1,10_000), lr=(1e-8,10), wd=(0,10), n_folds=(2,1000), repeats=(1,1000), share=(1e-3,1), seed=(0,2**31)).items():
+            v,whole = getattr(self, k), k not in ('mixup','lr','wd','share')
             if type(v) not in ((int,) if whole else (int,float)) or not lo<=v<=hi: raise M3dvError(f"recipe: {k} ({v}) is not a {'whole ' if whole else ''}number between {lo} and {hi}")
 
 # %% ../nbs/07_learner.ipynb #14ca0677
@@ -181,24 +183,29 @@ def fit_recipe(
     else: learn.fit(n, r.lr, cbs=[Plateau('train_accuracy', patience=3, factor=5, min_lr=5e-4)] + L(cbs))
     return learn
 
-# %% ../nbs/07_learner.ipynb #9dd2bebc
+# %% ../nbs/07_learner.ipynb #796d0ccf
 @torch.no_grad()
-def predict_crops(
+def predict_views(
     net:nn.Module, # gives two logits
     x:torch.Tensor, # crops, uint8 (N,2,S,S,S): grey levels and mask
     side:int=32, # side of the network's input, voxels
     mask:str='cut', # mask mode
-    tta:str='flips', # symmetries to average over: 'none', 'flips', 'all'
+    tta:str='flips', # symmetries: 'none' (1), 'flips' (8), 'all' (48)
     bs:int=64, # crops at a time
-)->np.ndarray: # probability of class 1, float64 (N,)
-    "Probability of class 1, averaged over the cube's symmetries"
+)->np.ndarray: # probability of class 1 of each view, float64 (N,V)
+    "Probability of class 1 of each crop as each symmetry of the cube shows it"
     was = net.training; net.eval()
     o,ps = (x.shape[-1]-side)//2, []
     for b in x[..., o:o+side, o:o+side, o:o+side].split(bs):
         v = apply_mask(to_unit(b[:,:1].float()), b[:,1:]>0, mask)
-        ps.append(sum(net(apply_symmetry(v, i).contiguous()).float().softmax(1)[:,1].cpu().double() for i in range(SYMMETRIES[tta]))/SYMMETRIES[tta])
+        ps.append(torch.stack([net(apply_symmetry(v, i).contiguous()).float().softmax(1)[:,1].cpu().double() for i in range(SYMMETRIES[tta])], 1))
     net.train(was)
-    return torch.cat(ps).numpy() if ps else np.empty(0)
+    return torch.cat(ps).numpy() if ps else np.empty((0,SYMMETRIES[tta]))
+
+def predict_crops(net, x, side=32, mask='cut', tta='flips', bs=64)->np.ndarray: # probability of class 1, float64 (N,)
+    "Probability of class 1, averaged over the cube's symmetries; the arguments are those of `predict_views`"
+    v = predict_views(net, x, side, mask, tta, bs)
+    return sum(v.T)/v.shape[1]                                                        # view by view: one order of summation, whatever N
 
 # %% ../nbs/07_learner.ipynb #a367db35
 def save_network(
@@ -214,7 +221,7 @@ def save_network(
     _write(path.with_name(path.name+'.json'), lambda p: p.write_text(json.dumps(d, indent=1)+'\n', encoding='utf-8'))
     return _write(path.with_name(path.name+'.safetensors'), lambda p: save_file({k:v.detach().cpu().contiguous() for k,v in learn.model.state_dict().items()}, p))
 
-# %% ../nbs/07_learner.ipynb #d4555682
+# %% ../nbs/07_learner.ipynb #8c22736c
 @dataclass
 class Network:
     "A trained network with its input's preparation"
@@ -228,10 +235,14 @@ class Network:
     def predict(self,
         items, # paths of candidate files, or pairs (voxel, seg)
         progress:bool=False, # show a progress bar while files are read?
-    )->np.ndarray: # probability of class 1, (N,)
+        spread:bool=False, # also give the standard deviation over the symmetries, as a measure of doubt?
+    ): # probability of class 1, (N,), or with `spread` a pair of those
         "Probability of class 1 for files or arrays"
         store = CropStore(self.side, next(self.net.parameters()).device)
-        return self(store.get(items, progress))
+        x = store.get(items, progress)
+        if not spread: return self(x)
+        v = predict_views(self.net, x, self.side, self.mask, self.tta)
+        return sum(v.T)/v.shape[1], v.std(1)
 
 # %% ../nbs/07_learner.ipynb #e1935479
 def load_network(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CropStore', 'OpenNodule', 'NoduleDL', 'NoduleBlock', 'get_dls', 'show_batch', 'show_results']
 
-# %% ../nbs/05_loaders.ipynb #a8a8f86b
+# %% ../nbs/05_loaders.ipynb #d34a40c6
 import hashlib
 import numpy as np, pandas as pd, torch
 from pathlib import Path
@@ -14,7 +14,7 @@ from fastai.torch_core import subplots
 from fastprogress.fastprogress import progress_bar
 from plum import dispatch
 from .core import M3dvError, TensorVolume, to_grey, pick_device
-from .data import check_nodule, read_nodule, competition, assign_folds, check_split, Competition
+from .data import check_nodule, read_nodule, competition, assign_folds, check_split, check_twins, take_share, Competition
 from .transforms import Aug, Augment, CentreCrop, ToInput, cut_crop
 from .plot import show_slice
 
@@ -84,7 +84,7 @@ def NoduleBlock(
     if store.side<side or (store.side-side)%2: raise M3dvError(f"side ({side}) of the input does not fit the store's crops of {store.side}; expected as much or less, by an even number")
     return TransformBlock(type_tfms=OpenNodule(store), batch_tfms=[Augment(aug, side), CentreCrop(side), ToInput(mask)], dl_type=NoduleDL)
 
-# %% ../nbs/05_loaders.ipynb #6ffa44eb
+# %% ../nbs/05_loaders.ipynb #55c1afdc
 def get_dls(
     path:str|Path|Competition, # a competition folder
     fold:int=0, # the fold held out for validation, from 0
@@ -97,6 +97,7 @@ def get_dls(
     aug:Aug=Aug(), # training augmentation
     bs:int=16, # nodules in a batch, from 2
     device:str|torch.device='auto', # where crops and batches live
+    share:float=1., # of the training nodules to take, for a learning curve
     show:bool=True, # print the split, and show a progress bar while crops are cut?
 )->DataLoaders: # `train` and `valid`; its `split`, `store`, `folds` and `options` say what was done
     "DataLoaders that train on all labelled nodules but one fold, and validate on that fold"
@@ -105,13 +106,15 @@ def get_dls(
     if not 0<=fold<n_folds: raise M3dvError(f"fold ({fold}) is not between 0 and {n_folds-1}")
     if side<8 or margin<0: raise M3dvError(f"side ({side}) is below 8, or margin ({margin}) below 0")
     folds = assign_folds(df, n_folds, seed, group)
-    tr,va = df[folds!=fold], df[folds==fold]
+    used = folds!=fold; used[used] = take_share(df.label[used], share, seed)
+    tr,va = df[used], df[folds==fold]
     split = check_split(tr, va, group)
     if not 2<=bs<=len(tr): raise M3dvError(f"bs ({bs}) is not between 2 and the {len(tr)} nodules to train on")
     store = CropStore(side+2*margin, pick_device(device))
     store.add(df.path, progress=show)
+    check_twins(df, folds, {p:hashlib.sha256(o).hexdigest() for p,o in zip(df.path, store.get(df.path).cpu().numpy())})
     label = dict(zip(df.path, df.label))
-    block = DataBlock(blocks=(NoduleBlock(store, side, mask, aug), CategoryBlock(vocab=[0,1])), get_y=label.get, splitter=IndexSplitter(np.flatnonzero(folds==fold)))
+    block = DataBlock(blocks=(NoduleBlock(store, side, mask, aug), CategoryBlock(vocab=[0,1])), get_y=label.get, splitter=lambda o: (np.flatnonzero(used), np.flatnonzero(folds==fold)))
     dls = block.dataloaders(list(df.path), bs=bs, device=store.device)
     dls.split,dls.store,dls.folds,dls.options = split,store,pd.Series(folds, df.name),dict(side=side, margin=margin, mask=mask, aug=aug)
     if show: print(f"fold {fold} of {n_folds}, seed {seed}: " + ', '.join(f"{r.split} {r.nodules} ({r.ones} ones, {r.share:.0%})" for r in split.itertuples()))

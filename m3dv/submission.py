@@ -14,18 +14,18 @@ from .data import Sample, list_nodules, find_sample, read_sample, _rows, _numeri
 from .learner import load_network, _write
 from .loaders import CropStore
 
-# %% ../nbs/09_submission.ipynb #cb80d82c
+# %% ../nbs/09_submission.ipynb #e272c72c
 def load_networks(
     out:str|Path, # a run's folder, or its folder models/
     device:str='auto', # where the networks are put
-)->list: # of `Network`s, in the order of their folds
+)->list: # of `Network`s, in the order of their seeds and folds
     "The networks of a run"
     out = Path(out)
     d = out/'models' if (out/'models').is_dir() else out
-    fs = sorted(d.glob('fold[0-9]*.safetensors'), key=lambda p: _numeric(p.stem))
-    if not fs: raise M3dvError(f"{out}: holds no networks; expected models/fold0.safetensors and so on, as m3dv_train writes them")
+    fs = sorted(d.glob('seed[0-9]*_fold[0-9]*.safetensors'), key=lambda p: _numeric(p.stem))
+    if not fs: raise M3dvError(f"{out}: holds no networks; expected models/seed0_fold0.safetensors and so on, as m3dv_train writes them")
     nets = [load_network(f, pick_device(device)) for f in fs]
-    n = nets[0].recipe.n_folds
+    n = nets[0].recipe.n_folds*nets[0].recipe.repeats
     if d.name=='models' and len(nets)!=n: warnings.warn(f"{out}: holds {len(nets)} of the {n} networks of its recipe; the mean is over those")
     return nets
 

@@ -38,7 +38,7 @@ def main(data, out, epochs=None, folds=None):
     if data and not (data/'train_val').is_dir(): sys.exit(f"{data}: no folder train_val in it; DATA is a competition folder, see README.md")
     print('Measuring the speed of this machine …', flush=True)
     from m3dv.core import pick_device
-    from m3dv.evaluate import estimate
+    from m3dv.crossval import estimate
     from m3dv.learner import RECIPES
     r = RECIPES['default']
     r = replace(r, epochs=epochs or r.epochs, n_folds=folds or r.n_folds)
