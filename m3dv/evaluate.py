@@ -80,13 +80,13 @@ def auc_of(
     r = rankdata(np.concatenate([p1,p0], -1), axis=-1)[..., :n1].sum(-1)
     return (r - n1*(n1+1)/2)/(n1*n0)
 
-# %% ../nbs/08_evaluate.ipynb #1a7f9c98
+# %% ../nbs/08_evaluate.ipynb #9f8ba312
 class Interval(NamedTuple):
     "A figure with its interval"
     value:float # the figure
     lo:float # lower end
     hi:float # upper end
-    def __str__(self): return f"{self.value:.3f} ({self.lo:.3f}–{self.hi:.3f})"
+    def __str__(self): return f"{self.value:.3f} " + ("(no interval)" if np.isnan(self.lo) else f"({self.lo:.3f}{'–' if self.lo>=0 else ' to '}{self.hi:.3f})")
 
 def over_repeats(
     v:np.ndarray, # a figure in each repeat, (R,)
