@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NETS', 'DenseNet3D', 'count_params', 'count_macs', 'report_net', 'default_net']
 
-# %% ../nbs/06_model.ipynb #be048380
+# %% ../nbs/06_model.ipynb #ebb58e4b
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from .core import M3dvError
+from .fused import fused_stage
 
 # %% ../nbs/06_model.ipynb #4fc7196c
 class _DenseLayer(nn.Sequential):
@@ -24,14 +25,37 @@ class _DenseBlock(nn.Sequential):
     def __init__(self, n, c, k, bottleneck, bias, **bn):
         super().__init__(*[_DenseLayer(c+i*k, k, bottleneck, bias, **bn) for i in range(n)])
 
-# %% ../nbs/06_model.ipynb #75b5b1bc
+# %% ../nbs/06_model.ipynb #b4d67ed6
 class _Transition(nn.Sequential):
     def __init__(self, c, nf, bias, **bn):
         super().__init__(nn.BatchNorm3d(c, **bn), nn.ReLU(), nn.Conv3d(c, nf, 1, bias=bias), nn.AvgPool3d(2))
 
-# %% ../nbs/06_model.ipynb #18d5f94f
+    def forward(self, x): n,r,c,p = self; return c(p(r(n(x))))
+
+# %% ../nbs/06_model.ipynb #be4d563c
+_plain = {nn.Conv3d, nn.BatchNorm3d, nn.ReLU, nn.AvgPool3d, nn.Sequential, _DenseLayer, _DenseBlock, _Transition}
+
+def _fits(features, x):
+    "Can `_fused` stand in for a network's `features`?"
+    if x.device.type!='cpu' or x.dtype not in (torch.float32,torch.float64) or not torch.is_grad_enabled(): return False
+    if torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling(): return False
+    n,s = sum(isinstance(m, _Transition) for m in features),features[0].stride[0]
+    if any(((o-1)//s+1)%2**n for o in x.shape[2:]): return False
+    return all(type(m) in _plain and m.training and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks) for m in features.modules())
+
+def _fused(features, x):
+    "What `features` and the mean over the volume give, block by block"
+    x = features[0](x)
+    for block,then in zip(features[1::2], features[2::2]):
+        last = isinstance(then, nn.BatchNorm3d)
+        x = fused_stage(x, block, then if last else then[0], x.shape[2:] if last else (2,2,2))
+        x = x.flatten(1) if last else then[2](x)
+    return x
+
+# %% ../nbs/06_model.ipynb #4f4f3494
 class DenseNet3D(nn.Module):
     "3D DenseNet-BC for (N,C,D,H,W) volumes, https://arxiv.org/abs/1608.06993"
+    fuse = True # train by `fused_stage` where that is possible?
     def __init__(self,
         c_in:int=1, # channels of the input
         n_out:int=2, # logits
@@ -59,7 +83,8 @@ class DenseNet3D(nn.Module):
 
     def forward(self, x):
         if x.ndim!=5 or min(x.shape[2:])<self.min_side: raise M3dvError(f"input {tuple(x.shape)} is not (N,C,D,H,W) with sides from {self.min_side}")
-        return self.head(self.features(x.as_subclass(torch.Tensor)).mean((2,3,4)))
+        x = x.as_subclass(torch.Tensor)
+        return self.head(_fused(self.features, x) if self.fuse and _fits(self.features, x) else self.features(x).mean((2,3,4)))
 
 # %% ../nbs/06_model.ipynb #378ee187
 def _init(m):
