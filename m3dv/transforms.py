@@ -205,7 +205,7 @@ class Augment(Transform):
         v,m = resample(x.as_subclass(torch.Tensor), self.last, self.side)
         return TensorVolume(change_grey(v, self.last), **x.__dict__ | dict(mask=TensorVolMask(m)))
 
-# %% ../nbs/03_transforms.ipynb #b9d30155
+# %% ../nbs/03_transforms.ipynb #a8c20fee
 class CentreCrop(Transform):
     "Take the central cube of a batch that was not augmented"
     order = 1
@@ -213,8 +213,8 @@ class CentreCrop(Transform):
     def encodes(self, x:TensorVolume):
         if hasattr(x, 'mask'): return x
         o = (x.shape[-1]-self.side)//2
-        x = x.as_subclass(torch.Tensor)[..., o:o+self.side, o:o+self.side, o:o+self.side]
-        return TensorVolume(x[:,:1].float(), mask=TensorVolMask(x[:,1:]>0))
+        c = x.as_subclass(torch.Tensor)[..., o:o+self.side, o:o+self.side, o:o+self.side]
+        return TensorVolume(c[:,:1].float(), **x.__dict__ | dict(mask=TensorVolMask(c[:,1:]>0)))
 
 # %% ../nbs/03_transforms.ipynb #ac594ac1
 class ToInput(Transform):
