@@ -62,7 +62,7 @@ def copy(root, dest, modules=True):
 
 def call(cmd, cwd, limit=LIMIT, env=None):
     "Run `cmd`; return exit code (None if stopped after `limit` s), output and seconds. Whatever it started ends with it."
-    env = {k:v for k,v in {**os.environ, 'OMP_NUM_THREADS':'1', 'MPLBACKEND':'Agg', 'PYTHONPATH':str(cwd), **(env or {})}.items()
+    env = {k:v for k,v in {**os.environ, 'OMP_NUM_THREADS':'1', 'MPLBACKEND':'Agg', 'PYTHONPATH':str(cwd), 'M3DV_CACHE':'off', **(env or {})}.items()
            if k not in ('M3DV_DATA', 'M3DV_OUT', 'IN_TEST')}
     start = time.time()
     with tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as f:
