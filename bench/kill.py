@@ -10,14 +10,13 @@ import pandas as pd
 from pathlib import Path
 
 OUT = Path(__file__).resolve().parent.parent/'results'
-RECIPE = '{"name": "kill", "side": 16, "margin": 4, "epochs": 8, "n_folds": 4, "bs": 4, "tta": "none"}'
+RECIPE = '{"name": "kill", "side": 16, "margin": 4, "epochs": 6, "n_folds": 4, "bs": 4, "tta": "none"}'
 SIGNALS = ['KILL group']*10 + ['KILL']*6 + ['INT group']*2 + ['TERM']*2 # of twenty kills: the process alone, or all of its group, as a terminal's Ctrl-C does
 
 def start(here, out, *more):
     "Start m3dv_train in a group of its own"
-    code = "import sys; from m3dv.cli import m3dv_train; sys.argv[0] = 'm3dv_train'; m3dv_train()"
     args = ['--data', 'nodules', '--out', str(out), '--recipe', 'kill.json', '--device', 'cpu', '--threads', '2', *more]
-    return subprocess.Popen([sys.executable, '-c', code, *args], cwd=here, stdin=subprocess.DEVNULL, stdout=open(here/'said.txt', 'w'), stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen([Path(sys.executable).with_name('m3dv_train'), *args], cwd=here, stdin=subprocess.DEVNULL, stdout=open(here/'said.txt', 'w'), stderr=subprocess.STDOUT, start_new_session=True)
 
 def alive(group):
     "Processes of a group that still run"

@@ -60,7 +60,7 @@ def _done(out, job):
     whole = all(shas.get(k)==_sha(f.read_bytes()) for k,f in fs.items() if k!='folds/{}.json')
     return d if whole and job==f"seed{d.get('seed')}_fold{d.get('fold')}" else None
 
-# %% ../nbs/08b_crossval.ipynb #a3fc1cb8
+# %% ../nbs/08b_crossval.ipynb #63c4fe99
 def _flat(d, at=''):
     return {k:v for a,b in d.items() for k,v in (_flat(b, f'{at}{a} ') if isinstance(b, dict) else {at+a:b}).items()}
 
@@ -68,7 +68,7 @@ def _difference(was, now, there='there', here='here'):
     "What differs between two records, in words; empty if nothing does"
     a,b = _flat(was),_flat(now)
     ks = [k for k in a|b if a.get(k)!=b.get(k)]
-    ks = [k for k in ks if k!='recipe name'] or ks                                # a name differs because something else does
+    ks = [k for k in ks if k not in ('name','recipe name')] or ks                                # a name differs because something else does
     say = lambda k: 'the fingerprint of the labelled nodules' if k=='data' else k
     return ', '.join(f"{say(k)} is {a.get(k)} {there} and {b.get(k)} {here}" for k in ks)
 
@@ -286,7 +286,7 @@ def work(
         for _ in progress_bar(run, total=total, leave=False) if progress and total else run: pass
     return values
 
-# %% ../nbs/08b_crossval.ipynb #ff0af721
+# %% ../nbs/08b_crossval.ipynb #e99ed0de
 _TABLES = ('oof.csv','bars.csv','scores.csv','history.csv','submission.csv') # what is made of all folds together
 _PATTERNS = ('folds/fold[0-9]*','models/fold[0-9]*.json','models/fold[0-9]*.safetensors','folds/seed[0-9]*_fold[0-9]*','models/seed[0-9]*_fold[0-9]*.json','models/seed[0-9]*_fold[0-9]*.safetensors','folds/bars.txt')
 
@@ -303,15 +303,16 @@ def _names(out):
 
 def _leftovers(out):
     "Remove what killed processes left in the folder of a run that is held"
-    for f in [f for d in ('','folds','models') for f in (Path(out)/d).glob('.*.part')]: f.unlink(missing_ok=True)
+    pats = ['folds/.seed*.part','folds/.bars.txt.part','models/.seed*.part'] + [f'.{f}.*.part' for f in _TABLES + ('recipe.json',)]
+    for f in [f for pat in pats for f in Path(out).glob(pat)]: f.unlink(missing_ok=True)
 
-# %% ../nbs/08b_crossval.ipynb #0feb83ad
-def _same_recipe(out, r):
+# %% ../nbs/08b_crossval.ipynb #797cb86f
+def _same_recipe(out, r, single=False):
     "The recipe of the run in `out`, if there is one; refused if it is another than `r`, seed and repeats aside"
     f = Path(out)/'recipe.json'
     if not f.is_file(): return None
     d = _difference(_plain(was := load_recipe(f)), _plain(r))
-    if d: raise M3dvError(f"{out}: holds a run with another recipe: {d}; give another folder, or --force (force=True) to replace the run")
+    if d: raise M3dvError(f"{out}: holds a run with another recipe: {d}; give another folder" + ("" if single else ", or --force (force=True) to replace the run"))
     return was
 
 def _whole(out, r, jobs, resume):
@@ -323,7 +324,7 @@ def _whole(out, r, jobs, resume):
     extra = [j for j in there if j not in jobs]
     if extra: raise M3dvError(f"{out}: holds {extra[0]}, which is none of this run's {len(jobs)} folds ({r.n_folds} each of seeds {r.seed} to {r.seed+r.repeats-1}); m3dv_gather takes all seeds, --force (force=True) replaces them")
 
-# %% ../nbs/08b_crossval.ipynb #5f3b10ff
+# %% ../nbs/08b_crossval.ipynb #683c974e
 def _to_train(out, r, jobs, data, device, single, resume, force):
     "Those of `jobs` that are to be trained; refused where one is finished and that was not expected, or was made otherwise"
     todo = {}
@@ -338,7 +339,7 @@ def _to_train(out, r, jobs, data, device, single, resume, force):
 def _prepare(out, r, jobs, data, device, single, resume, force):
     "Bring the folder into the state in which training begins; the jobs that are left to do"
     if force and not single: [f.unlink() for f in _own(out)]
-    was = _same_recipe(out, r)
+    was = _same_recipe(out, r, single)
     if not single: _whole(out, r, jobs, resume); _leftovers(out)
     todo = _to_train(out, r, jobs, data, device, single, resume, force)
     if todo or (was!=r and not single): [(out/f).unlink(missing_ok=True) for f in _TABLES]
