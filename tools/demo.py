@@ -56,7 +56,7 @@ def main(data, out, epochs=None, folds=None):
     program('m3dv_audit', data, '--out', out/'audit.csv')
     print('\n2/3 Training', flush=True)
     flags = [o for f,v in (('--epochs', epochs), ('--folds', folds)) if v for o in (f, v)]
-    program('m3dv_train', '--data', data, '--out', out, *flags)
+    program('m3dv_train', '--data', data, '--out', out, '--force', *flags)
     print('\n3/3 The tutorial', flush=True)
     tutorial.write(TUTORIAL, out/'tutorial.html', env=dict(M3DV_DATA=str(data), M3DV_OUT=str(out)))
     print(f"\nDone in {minutes(time.time()-begun)}. In {out}: {', '.join(sorted(o.name for o in out.iterdir()))}")
