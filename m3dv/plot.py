@@ -8,7 +8,6 @@ __all__ = ['AXES', 'show_slice', 'show_slices', 'gallery', 'plot_nodule', 'show_
 # %% ../nbs/04_plot.ipynb #e9b17cf8
 import hashlib
 import numpy as np, torch, matplotlib.pyplot as plt, plotly.graph_objects as go
-from IPython.display import HTML
 from scipy.ndimage import gaussian_filter
 from skimage.measure import marching_cubes
 from fastai.torch_core import subplots
@@ -187,7 +186,8 @@ def plot_nodule(
 # %% ../nbs/04_plot.ipynb #12a7a58d
 def show_figure(
     fig:go.Figure, # any plotly figure
-)->HTML: # draws itself in a notebook and on the site
+): # an IPython `HTML`, which draws itself in a notebook and on the site
     "`fig` as HTML whose bytes depend on nothing but its content"
+    from IPython.display import HTML                                        # half of what importing this package would cost, and a notebook has it
     name = 'm3dv-' + hashlib.sha256(fig.to_json().encode()).hexdigest()[:12]
     return HTML(fig.to_html(full_html=False, include_plotlyjs='cdn', div_id=name, config=dict(displaylogo=False)))
