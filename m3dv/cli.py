@@ -118,7 +118,7 @@ def _report(comp, out, r, done):
     if (g:=group_of(comp.train, r.group)): print(f"nodules of one {g} count as independent here: these intervals are too narrow")
     print(f"written to {out}: oof.csv, bars.csv, scores.csv, history.csv, models/" + (f", submission.csv ({len(comp.test)} files)" if len(comp.test) else "; no test files, so no submission"))
 
-# %% ../nbs/12_cli.ipynb #367a98d5
+# %% ../nbs/12_cli.ipynb #03feeb2c
 def _recipe(recipe, **given):
     "A recipe by name or from a file, with some fields given on the command line"
     r,given = load_recipe(recipe),{k:v for k,v in given.items() if v is not None}
@@ -138,9 +138,10 @@ def _announce(comp, r, todo, wanted, jobs, dev):
     if len(todo)<wanted: print(f"{wanted-len(todo)} of {wanted} folds are finished already")
     if not todo: return
     sec = estimate(len(comp.train), len(comp.test), r, str(dev), max(jobs, 1), len(todo))
-    print(f"recipe {r.name}: {len(todo)} of {r.n_folds*r.repeats} folds ({r.n_folds} × {r.repeats} repeat{'s' if r.repeats>1 else ''}) × {r.epochs} epochs, {min(max(jobs, 1), len(todo))} at a time on {dev.type}; about {_minutes(sec)}", flush=True)
+    folds = f"{len(todo)} of {r.n_folds*r.repeats} folds ({r.n_folds} × {r.repeats} repeat{'s' if r.repeats>1 else ''})"
+    print(f"recipe {r.name}: {folds} × {r.epochs} epochs, {min(max(jobs, 1), len(todo))} at a time on {dev.type}; about {_minutes(sec)}", flush=True)
 
-# %% ../nbs/12_cli.ipynb #0217aaa2
+# %% ../nbs/12_cli.ipynb #06ae56eb
 @command
 def m3dv_train(
     data:str=None, # competition folder
@@ -172,7 +173,8 @@ def m3dv_train(
         _announce(comp, r, todo, r.repeats*(r.n_folds if fold is None else 1), jobs, dev)
         done = work(todo + (_besides(comp, out, r, dev) if fold is None else []), jobs, out, r.epochs)
         if fold is None: _report(comp, out, r, done); return
-    print(f"fold {fold} of seed {r.seed}{f' to {r.seed+r.repeats-1}' if r.repeats>1 else ''} is finished; when all {r.n_folds} are: m3dv_gather {shlex.quote(out)} --data {shlex.quote(data)} --out {shlex.quote(out)}")
+    d,o,seeds = shlex.quote(data),shlex.quote(out),f"seed {r.seed}" + (f" to {r.seed+r.repeats-1}" if r.repeats>1 else "")
+    print(f"fold {fold} of {seeds} is finished; when all {r.n_folds} are: m3dv_gather {o} --data {d} --out {o}")
 
 # %% ../nbs/12_cli.ipynb #1fb0630b
 @command

@@ -7,8 +7,8 @@ __all__ = ['fingerprint', 'train_fold', 'default_jobs', 'estimate', 'Job', 'work
            'find_jobs', 'check_jobs', 'collect', 'learning_curve', 'curve_table', 'plot_learning_curve',
            'show_disputed']
 
-# %% ../nbs/08b_crossval.ipynb #7898c80d
-import hashlib, importlib, json, os, queue, re, shutil, subprocess, sys, tempfile, threading, time, traceback, m3dv
+# %% ../nbs/08b_crossval.ipynb #78da2e75
+import hashlib, importlib, json, os, re, shutil, subprocess, sys, tempfile, time, traceback, m3dv
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -187,7 +187,7 @@ class Job(NamedTuple):
     kw:dict # its arguments, as JSON holds them
     after:tuple=() # names of the jobs that must be done before
 
-# %% ../nbs/08b_crossval.ipynb #baec8434
+# %% ../nbs/08b_crossval.ipynb #43a6c266
 def _function(call):
     "The function 'module:name'"
     mod,name = call.split(':')
@@ -204,17 +204,24 @@ def _do(job):
             with open(os.devnull, 'w') as f:
                 for fd in (1,2): os.dup2(f.fileno(), fd)
 
-def _worker(fd):
-    "Do jobs that come on stdin, answer on `fd`, and end when stdin does"
-    jobs,answers = queue.SimpleQueue(),os.fdopen(fd, 'w', encoding='utf-8')
-    def listen():
-        for l in sys.stdin: jobs.put(l)
-        os._exit(0)
-    threading.Thread(target=listen, daemon=True).start()
-    while True: print(json.dumps(_do(json.loads(jobs.get())), default=lambda o: None), file=answers, flush=True)
+def _worker(jobs, fd):
+    "Do jobs, each a line of JSON from the queue `jobs`, and answer on `fd`"
+    with os.fdopen(fd, 'w', encoding='utf-8') as answers:
+        while True: print(json.dumps(_do(json.loads(jobs.get())), default=lambda o: None), file=answers, flush=True)
 
-# %% ../nbs/08b_crossval.ipynb #4a92d538
-_BOOT = 'import os,signal; signal.signal(signal.SIGINT, signal.SIG_IGN); fd = os.dup(1); os.dup2(2, 1); from m3dv.crossval import _worker; _worker(fd)'
+# %% ../nbs/08b_crossval.ipynb #e3510bff
+_BOOT = """
+import os, queue, signal, sys, threading
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+fd,jobs = os.dup(1),queue.SimpleQueue()
+os.dup2(2, 1)
+def listen():
+    for l in sys.stdin: jobs.put(l)
+    os._exit(0)
+threading.Thread(target=listen, daemon=True).start()
+from m3dv.crossval import _worker
+_worker(jobs, fd)
+"""
 
 def _start():
     "Start a worker; Ctrl-C is its parent's to answer"
@@ -286,9 +293,10 @@ def work(
         for _ in progress_bar(run, total=total, leave=False) if progress and total else run: pass
     return values
 
-# %% ../nbs/08b_crossval.ipynb #e99ed0de
+# %% ../nbs/08b_crossval.ipynb #40dce526
 _TABLES = ('oof.csv','bars.csv','scores.csv','history.csv','submission.csv') # what is made of all folds together
-_PATTERNS = ('folds/fold[0-9]*','models/fold[0-9]*.json','models/fold[0-9]*.safetensors','folds/seed[0-9]*_fold[0-9]*','models/seed[0-9]*_fold[0-9]*.json','models/seed[0-9]*_fold[0-9]*.safetensors','folds/bars.txt')
+_PATTERNS = ('folds/fold[0-9]*','models/fold[0-9]*.json','models/fold[0-9]*.safetensors','folds/bars.txt', # the first three are of version 0.1
+    'folds/seed[0-9]*_fold[0-9]*','models/seed[0-9]*_fold[0-9]*.json','models/seed[0-9]*_fold[0-9]*.safetensors')
 
 def _own(out):
     "Files of a run in `out`, its recipe last; refused where such files lie without a recipe"
@@ -306,7 +314,7 @@ def _leftovers(out):
     pats = ['folds/.seed*.part','folds/.bars.txt.part','models/.seed*.part'] + [f'.{f}.*.part' for f in _TABLES + ('recipe.json',)]
     for f in [f for pat in pats for f in Path(out).glob(pat)]: f.unlink(missing_ok=True)
 
-# %% ../nbs/08b_crossval.ipynb #797cb86f
+# %% ../nbs/08b_crossval.ipynb #12c72410
 def _same_recipe(out, r, single=False):
     "The recipe of the run in `out`, if there is one; refused if it is another than `r`, seed and repeats aside"
     f = Path(out)/'recipe.json'
@@ -322,7 +330,8 @@ def _whole(out, r, jobs, resume):
         n = sum(_done(out, j) is not None for j in jobs)
         raise M3dvError(f"{out}: holds a run ({n} of these {len(jobs)} folds finished); --resume (resume=True) goes on with it, --force (force=True) replaces it")
     extra = [j for j in there if j not in jobs]
-    if extra: raise M3dvError(f"{out}: holds {extra[0]}, which is none of this run's {len(jobs)} folds ({r.n_folds} each of seeds {r.seed} to {r.seed+r.repeats-1}); m3dv_gather takes all seeds, --force (force=True) replaces them")
+    mine = f"{len(jobs)} folds ({r.n_folds} each of seeds {r.seed} to {r.seed+r.repeats-1})"
+    if extra: raise M3dvError(f"{out}: holds {extra[0]}, which is none of this run's {mine}; m3dv_gather takes all seeds, --force (force=True) replaces them")
 
 # %% ../nbs/08b_crossval.ipynb #683c974e
 def _to_train(out, r, jobs, data, device, single, resume, force):
@@ -457,7 +466,7 @@ def find_jobs(
     rows = [(j, *map(int, re.findall(r'\d+', j)), d, _done(d, j) is not None) for d in runs for j in _names(d)]
     return pd.DataFrame(rows, columns=['job','seed','fold','run','finished']).astype(dict(finished=bool)).sort_values(['seed','fold'], kind='stable', ignore_index=True)
 
-# %% ../nbs/08b_crossval.ipynb #4322b697
+# %% ../nbs/08b_crossval.ipynb #8bcb36b4
 def _records(t): return {(r.job,str(r.run)):_done(r.run, r.job) for r in t[t.finished].itertuples()}
 
 def _check_same(t, fp):
@@ -469,6 +478,7 @@ def _check_same(t, fp):
     if fp(most['recipe']['group'])!=most['data']: raise M3dvError(f"mismatched: the folds were trained on other nodules or labels than those in the folder now (fingerprint {most['data']})")
     return most
 
+# %% ../nbs/08b_crossval.ipynb #6762ee91
 def check_jobs(
     t:pd.DataFrame, # of `find_jobs`
     data:str|Path, # competition folder
@@ -515,7 +525,7 @@ def collect(
         if not same: [_copy_job(o.job, o.run, out) for o in t.itertuples() if o.finished]
         yield r
 
-# %% ../nbs/08b_crossval.ipynb #ddfe8e56
+# %% ../nbs/08b_crossval.ipynb #5d895c61
 def learning_curve(
     data:str|Path, # competition folder
     out:str|Path, # a folder; each share has a run in a folder of its own in it
@@ -532,6 +542,7 @@ def learning_curve(
     rs = [replace(recipe, share=float(s), epochs=round(recipe.epochs/s), name=f'{recipe.name}, {100*s:.4g}% of the nodules') for s in shares]
     return pd.concat([cross_validate(data, Path(out)/f'share{r.share:g}', r, device, jobs, progress=progress, resume=resume, force=force).assign(share=r.share) for r in rs], ignore_index=True)
 
+# %% ../nbs/08b_crossval.ipynb #2a890e56
 def curve_table(
     oofs:pd.DataFrame, # of `learning_curve`
 )->pd.DataFrame: # index share: auc, lo, hi; of the largest share minus this one: difference, d_lo, d_hi, better
