@@ -320,17 +320,19 @@ def start_monai(o):
     "The same for MONAI's dataset whose cut crops are kept on disk"
     from monai.data import DataLoader, PersistentDataset, set_track_meta
     from monai.transforms import Compose, MaskIntensityd, ScaleIntensityRanged
-    set_track_meta(False)
+    set_track_meta(False); items = [dict(image=str(f), seg=str(f), label=int(y)) for f,y in split(o)[0]]
     def f():
         t = Compose([*monai_read(), ScaleIntensityRanged('image', 0, 255, 0, 1), *monai_random(), MaskIntensityd('image', mask_key='seg')])
-        ds = PersistentDataset([dict(image=str(f), seg=str(f), label=int(y)) for f,y in split(o)[0]], t, cache_dir=o['cache'])
+        ds = PersistentDataset(items, t, cache_dir=o['cache'])
         if o.get('fill'): return [ds[i] for i in range(len(ds))]
         return next(iter(DataLoader(ds, batch_size=16, shuffle=True)))
     return lambda: (1, clock(f)[1])
 
 def start_monai_cache(o):
     "The same for CacheDataset, which reads all files at each start"
-    return lambda: (1, clock(lambda: next(iter(monai_loader(split(o)[0]))))[1])
+    import monai.data, monai.transforms
+    items = split(o)[0]
+    return lambda: (1, clock(lambda: next(iter(monai_loader(items))))[1])
 
 def imports(o):
     "Seconds of an import beyond others"
