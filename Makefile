@@ -8,8 +8,9 @@ BIN    := $(VENV)/bin
 OUT    ?= out
 DATA   ?=
 STAMP  := $(VENV)/.installed
+BENCH  := .venv-bench
 
-.PHONY: help install demo test lab export clean
+.PHONY: help install demo test bench lab export clean
 
 help: ## list these targets
 	@echo "m3dv: make TARGET"; echo
@@ -32,6 +33,16 @@ demo: $(STAMP) ## audit, train and run the tutorial; DATA=DIR for your own folde
 test: $(STAMP) ## check the project and run every notebook; ONLY="words" for some
 	@$(BIN)/python tools/check.py $(ONLY)
 
+bench: $(BENCH)/.installed ## measure beside MONAI and TorchIO, tables in results/; DATA=DIR, ONLY="parts" or QUICK=1
+	@$(BENCH)/bin/python bench/speed.py $(ONLY) $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick)
+
+$(BENCH)/.installed: settings.ini setup.py constraints.txt bench/requirements.txt
+	@[ -x $(BENCH)/bin/python ] || $(PYTHON) -m venv $(BENCH)
+	@echo "Installing m3dv and its peers into $(BENCH): several minutes, mostly downloads …"
+	@$(BENCH)/bin/python -m pip install --quiet --upgrade pip
+	@$(BENCH)/bin/python -m pip install --quiet -c constraints.txt -r bench/requirements.txt -e .
+	@touch $@
+
 lab: $(STAMP) ## JupyterLab with the package and its kernel
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --notebook-dir=nbs
 
@@ -41,5 +52,5 @@ export: $(STAMP) ## after editing notebooks: clean them, write m3dv/*.py and REA
 	@$(BIN)/python tools/readme.py
 
 clean: ## remove what these targets made, out/ excepted
-	rm -rf $(VENV) _proc _docs build dist *.egg-info .pytest_cache
+	rm -rf $(VENV) $(BENCH) _proc _docs build dist *.egg-info .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
