@@ -350,21 +350,23 @@ def large(o):
 # ---------------------------------------------------------------- from the folder to a submission
 
 def five_monai(o):
-    "What `m3dv_train` does, with MONAI and its DenseNet121: a network per fold, and the mean of the five as submission; one view a nodule"
+    "What `m3dv_train` does, with MONAI and its DenseNet121: a network per fold, the mean of the five as submission, and the table of out-of-fold predictions; one view a nodule"
     import pandas as pd, torch
     from m3dv.data import competition
     from m3dv.learner import load_recipe
     c,epochs = competition(o['data']),o.get('epochs') or load_recipe('default').epochs
     def run():
-        ps = []
+        ps,oof = [],[]
         for k in range(5):
-            tr,va = split(o|dict(fold=k)); net = network(o['net'])
+            tr,va = split(o|dict(fold=k)); torch.manual_seed(k); net = network(o['net'])
             go = loop(net, monai_loader(tr), lambda b: (b['image'], b['label']))
             loaders = [monai_loader(i, False, 64) for i in (va, [(f,0) for f in c.test.path])]
-            for _ in range(epochs): go(); predict(net, loaders[0])
+            for _ in range(epochs): go(); p = predict(net, loaders[0])
+            oof.append(pd.DataFrame(dict(name=[f.stem for f,_ in va], label=[y for _,y in va], repeat=0, fold=k, seed=0, recipe='MONAI, DenseNet121', p=p.double().tolist())))
             ps.append(predict(net, loaders[1]))
         p = torch.stack(ps).mean(0)
         pd.DataFrame(dict(name=c.test.name, predicted=p.tolist())).to_csv(Path(o['out'])/'submission.csv', index=False)
+        pd.concat(oof).to_csv(Path(o['out'])/'oof.csv', index=False)
     def predict(net, loader):
         net.eval()
         with torch.no_grad(): return torch.cat([net(b['image']).softmax(1)[:,1] for b in loader])

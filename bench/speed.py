@@ -270,6 +270,8 @@ def part_fivefold(a):
         with Peak([p.pid for p in peer.ps], .5) as q: peer.go()
         peer.stop(); secs.append((s, time.perf_counter()-t)); mem.append((m.total, q.total))
         say(f"  round {i+1} of {a.few}, about {(time.time()-begun)/(i+1)*(a.few-i-1):.0f} s left")
+    from m3dv.evaluate import beside, read_oof
+    save(a, 'speed_auc', beside(read_oof(runs/'m3dv'/'oof.csv'), read_oof(runs/'oof.csv')).rename_axis('who').reset_index())
     cs = [Run, peer]
     return rows('folder to submission', cs, np.array(secs), S) + rows('peak of all processes', cs, np.array(mem), MB)
 
