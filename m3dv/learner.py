@@ -86,10 +86,14 @@ def recipe_from(
     try: return Recipe(**d)
     except (TypeError, M3dvError) as e: raise M3dvError(f"{where}: {e}") from e
 
-# %% ../nbs/07_learner.ipynb #c87b23b1
+# %% ../nbs/07_learner.ipynb #8ee6b71d
+def _first(): return not torch.distributed.is_available() or not torch.distributed.is_initialized() or torch.distributed.get_rank()==0
+
 def _write(path, write):
-    "Let `write` make a file beside `path`, then put it there in one step"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    "Let `write` make a file beside `path`, then put it there in one step; of processes that train together only the first writes"
+    path = Path(path)
+    if not _first(): return path
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try: write(part); os.replace(part, path)
     finally: part.unlink(missing_ok=True)
@@ -147,11 +151,11 @@ def history(self:NoduleLearner)->pd.DataFrame: # one row per epoch
     if not hasattr(self.keep_history, 'rows'): raise M3dvError("this Learner has no history; fit it first")
     return pd.DataFrame(self.keep_history.rows, columns=self.keep_history.names).rename_axis('epoch').reset_index()
 
-# %% ../nbs/07_learner.ipynb #a6783d28
+# %% ../nbs/07_learner.ipynb #c1ed1b15
 class NoduleMixUp(MixUp):
     "fastai's `MixUp`, with λ drawn by seed, epoch and nodule, and partners by seed, epoch and batch"
     name = 'mix_up'
-    rank,world,gather = 0,1,staticmethod(noop) # of several processes that share each batch: this one, how many, and what puts their parts together
+    rank,world,whole = 0,1,staticmethod(noop) # of several processes that share each batch: this one, how many, and what puts their parts together
     def __init__(self, alpha:float=.2, seed:int=0): super().__init__(float(alpha)); self.alpha,self.seed = alpha,seed
     def before_batch(self):
         if not hasattr(self.x, 'ids'): return super().before_batch()
@@ -160,7 +164,7 @@ class NoduleMixUp(MixUp):
         self.lam = torch.as_tensor(np.maximum(lam, 1-lam), dtype=self.x.dtype, device=self.x.device)
         order = np.argsort(draw(n*self.world, [self.iter], use='partners')[0], kind='stable')[self.rank*n:][:n]
         blend = lambda a,b: torch.lerp(a, b, unsqueeze(self.lam, n=b.ndim-1))
-        xb1,self.yb1 = [tuple(self.gather(o)[order] for o in b) for b in (self.xb, self.yb)]
+        xb1,self.yb1 = [tuple(self.whole(o)[order] for o in b) for b in (self.xb, self.yb)]
         self.learn.xb = tuple(map(blend, xb1, self.xb))
         if not self.stack_y: self.learn.yb = tuple(map(blend, self.yb1, self.yb))
 
