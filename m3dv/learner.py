@@ -19,7 +19,7 @@ from fastai.metrics import RocAucBinary, accuracy
 from safetensors.torch import save_file, load_file
 from scipy.special import betaincinv
 import pandas as pd, m3dv
-from .core import M3dvError, to_unit, pick_device
+from .core import M3dvError, to_unit, pick_device, keep_freed_memory
 from .transforms import Aug, REPORT_AUG, SYMMETRIES, MASK_MODES, CentreCrop, ToInput, apply_symmetry, apply_mask, uniforms
 from .loaders import CropStore, OpenNodule
 from .model import DenseNet3D, NETS
@@ -185,6 +185,7 @@ def get_learner(
 )->NoduleLearner: # ready for `fit_one_cycle`
     "A fastai `Learner` for nodules"
     r = recipe or RECIPES['default']
+    if torch.device(dls.device).type=='cpu': keep_freed_memory()
     c_in = MASK_MODES[_fitted(dls, ToInput).mode]
     net = (net or NETS[r.net](c_in)).to(dls.device, memory_format=torch.channels_last_3d)
     mixup = r.mixup if mixup is None else mixup
