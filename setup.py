@@ -32,7 +32,7 @@ setuptools.setup(
     packages = setuptools.find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']),
     include_package_data = True,
     install_requires = requirements,
-    extras_require = {'dev': dev_requirements},
+    extras_require = {'dev': dev_requirements, 'distributed': cfg.get('distributed_requirements', '').split()},
     python_requires = '>=' + min_python,
     long_description = open('README.md', encoding='utf8').read(),
     long_description_content_type = 'text/markdown',

@@ -265,15 +265,16 @@ _DIST = dict(plum='plum-dispatch', sklearn='scikit-learn', skimage='scikit-image
 
 def requirements(root):
     "requirements are what is imported"
-    said = {re.split(r'[<>=!~\[]', o)[0].lower() for o in settings(root)['requirements'].split()}
+    names = lambda k: {re.split(r'[<>=!~\[]', o)[0].lower() for o in settings(root).get(k, '').split()}
+    said,more = names('requirements'),names('distributed_requirements')
     used = {}
     for p in (root/lib(root)).rglob('*.py'):
         for n in ast.walk(ast.parse(p.read_text(encoding='utf-8'))):
             mods = [a.name for a in n.names] if isinstance(n, ast.Import) else [n.module] if isinstance(n, ast.ImportFrom) and not n.level else []
             for m in mods: used.setdefault(m.split('.')[0], p.relative_to(root))
     used = {_DIST.get(k, k).lower():v for k,v in used.items() if k not in sys.stdlib_module_names and k!=lib(root)}
-    return [f"{k}: imported by {used[k]}, but not in `requirements` of settings.ini" for k in sorted(set(used)-said)] + \
-        [f"{k}: in `requirements` of settings.ini, but nothing imports it" for k in sorted(said-set(used))]
+    return [f"{k}: imported by {used[k]}, but not in `requirements` of settings.ini" for k in sorted(set(used)-said-more)] + \
+        [f"{k}: in `requirements` of settings.ini, but nothing imports it" for k in sorted((said|more)-set(used))]
 
 def pytests(root, f, limit=2*LIMIT):
     "Run a file of tests/; one whose tests were all skipped has not passed"
