@@ -335,6 +335,7 @@ if __name__=='__main__':
     p.add_argument('--epochs', type=int, help="of the 5-fold run, instead of the recipe's"); p.add_argument('--quick', action='store_true', help='a smoke test'); p.add_argument('--out', type=Path, help='folder for the tables; results/ without it')
     o = p.parse_args()
     if odd:=set(o.parts)-set(PARTS): p.error(f"no part is called {', '.join(sorted(odd))}; there are {', '.join(PARTS)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))          # so that the contenders are ended, too
+    def stopped(*_): signal.signal(signal.SIGTERM, signal.SIG_IGN); sys.exit('stopped')         # so that the contenders are ended, too
+    signal.signal(signal.SIGTERM, stopped)
     try: main(o)
     except Failed as e: sys.exit(str(e))
