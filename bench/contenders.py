@@ -166,9 +166,10 @@ def aug_rounds(f, n, o):
     return go
 
 def aug_m3dv(o):
+    from itertools import count
     from m3dv.transforms import Aug, draw_aug, resample
-    x,a = cubes(o),Aug(SHIFT, 'flips', DEGREES, ZOOM, 0, 0, 0)
-    return aug_rounds(lambda: resample(x, draw_aug(a, len(x)), SIDE), len(x), o)
+    x,a,epoch = cubes(o),Aug(SHIFT, 'flips', DEGREES, ZOOM, 0, 0, 0),count()
+    return aug_rounds(lambda: resample(x, draw_aug(a, len(x), 0, next(epoch)), SIDE), len(x), o)
 
 def monai_random(lazy=False):
     "Flips and affine map: the angles, shifts and zooms have the ranges of the default recipe; the zoom is drawn for each axis, shifts are not whole voxels"
