@@ -63,7 +63,7 @@ def stock_net(nf=32, stride=1, k=16, blocks=(4,4), bottleneck=2, theta=.5, bias=
         def forward(self, x): return self.classifier(nn.functional.adaptive_avg_pool3d(self.features(x), 1).flatten(1))
     return DenseNet()
 
-STOCK = dict(report=dict(), default=dict(nf=24, stride=2, blocks=(4,4,4), bias=False, eps=1e-5, momentum=.1))
+STOCK = dict(report=dict(), default=dict(nf=24, stride=2, blocks=(2,4,6), bias=False, eps=1e-5, momentum=.1))
 
 def twin(name):
     "m3dv's network `name`, and the same in plain PyTorch with the same weights"

@@ -256,7 +256,7 @@ def part_large(a):
 
 def part_fivefold(a):
     "from the folder to the submission of five folds"
-    runs = WORK/'runs'; say(f"fivefold: m3dv_train beside MONAI, {a.few} rounds"); secs,mem,begun = [],[],time.time()
+    runs = WORK/'runs'; say(f"fivefold: m3dv_train{'' if a.alone else ' beside MONAI'}, {a.few} rounds"); secs,mem,begun = [],[],time.time()
     flags = ['--epochs', str(a.epochs)] if a.epochs else []
     class Run: who,how = 'm3dv_train','2 processes of 1 thread'
     peer = Contender('MONAI, DenseNet121', 'five_monai', net='monai', data=a.data, out=runs, epochs=a.epochs, **TWO)
@@ -266,10 +266,13 @@ def part_fivefold(a):
         with Peak([p.pid], .5) as m: p.wait()
         s = time.perf_counter()-t
         if p.returncode or not (runs/'m3dv'/'submission.csv').is_file(): raise Failed((runs/'log.txt').read_text()[-3000:])
-        say(f"  m3dv_train {s:.0f} s"); t = time.perf_counter(); peer.start()
+        say(f"  m3dv_train {s:.0f} s, {m.total:.0f} MB")
+        if a.alone: secs.append((s,)); mem.append((m.total,)); continue
+        t = time.perf_counter(); peer.start()
         with Peak([p.pid for p in peer.ps], .5) as q: peer.go()
         peer.stop(); secs.append((s, time.perf_counter()-t)); mem.append((m.total, q.total))
         say(f"  round {i+1} of {a.few}, about {(time.time()-begun)/(i+1)*(a.few-i-1):.0f} s left")
+    if a.alone: return rows('folder to submission', [Run], np.array(secs), S) + rows('peak of all processes', [Run], np.array(mem), MB)
     from m3dv.evaluate import beside, read_oof
     save(a, 'speed_auc', beside(read_oof(runs/'m3dv'/'oof.csv'), read_oof(runs/'oof.csv')).rename_axis('who').reset_index())
     cs = [Run, peer]
@@ -332,6 +335,7 @@ if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog='; '.join(f'{k}: {f.__doc__}' for k,f in PARTS.items()))
     p.add_argument('parts', nargs='*', help=f"of {', '.join(PARTS)}; all without any"); p.add_argument('--data', type=Path, help='competition folder; synthetic nodules without it')
     p.add_argument('--rounds', type=int, default=5, help='of the parts that take seconds a round'); p.add_argument('--few', type=int, default=3, help='rounds of the parts that take minutes: memory, large, fivefold')
+    p.add_argument('--alone', action='store_true', help='the 5-fold run without its peer, which takes half an hour a round')
     p.add_argument('--epochs', type=int, help="of the 5-fold run, instead of the recipe's"); p.add_argument('--quick', action='store_true', help='a smoke test'); p.add_argument('--out', type=Path, help='folder for the tables; results/ without it')
     o = p.parse_args()
     if odd:=set(o.parts)-set(PARTS): p.error(f"no part is called {', '.join(sorted(odd))}; there are {', '.join(PARTS)}")

@@ -211,8 +211,8 @@ def competition(
     df = df.iloc[sorted(range(len(df)), key=lambda i: _numeric(df.name.iloc[i]))].reset_index(drop=True)
     test = list_nodules(path/'test') if (path/'test').is_dir() else []
     test = pd.DataFrame(dict(name=[p.stem for p in test], path=test), columns=['name','path'])
-    f = find_sample(path)
-    return Competition(path, df.assign(path=df.name.map(files)), test, read_sample(f, test.name.tolist()) if f and len(test) else None, [n for n in files if n not in set(df.name)])
+    f,named = find_sample(path),set(df.name)
+    return Competition(path, df.assign(path=df.name.map(files)), test, read_sample(f, test.name.tolist()) if f and len(test) else None, [n for n in files if n not in named])
 
 # %% ../nbs/02_data.ipynb #5d8d67e1
 def check_files(

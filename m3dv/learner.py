@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'Recipe', 'load_recipe', 'recipe_from', 'save_recipe', 'No
            'NoduleMixUp', 'get_learner', 'Plateau', 'fit_recipe', 'predict_views', 'predict_crops', 'save_network',
            'Network', 'load_network']
 
-# %% ../nbs/07_learner.ipynb #498bc7e3
+# %% ../nbs/07_learner.ipynb #23195526
 import json, os
 import numpy as np, torch
 from dataclasses import dataclass, field, fields, asdict, replace
@@ -168,7 +168,7 @@ class NoduleMixUp(MixUp):
         self.learn.xb = tuple(map(blend, xb1, self.xb))
         if not self.stack_y: self.learn.yb = tuple(map(blend, self.yb1, self.yb))
 
-# %% ../nbs/07_learner.ipynb #d6a2c770
+# %% ../nbs/07_learner.ipynb #4a3c494d
 def _fitted(dls, kind):
     "The transform of type `kind` among the batch transforms of `dls`"
     return first(dls.valid.after_batch.fs, lambda f: isinstance(f, kind))

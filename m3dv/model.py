@@ -52,7 +52,7 @@ def _fused(features, x):
         x = x.flatten(1) if last else then[2](x)
     return x
 
-# %% ../nbs/06_model.ipynb #4f4f3494
+# %% ../nbs/06_model.ipynb #d2d05c72
 class DenseNet3D(nn.Module):
     "3D DenseNet-BC for (N,C,D,H,W) volumes, https://arxiv.org/abs/1608.06993"
     fuse = True # train by `fused_stage` where that is possible?
@@ -62,7 +62,7 @@ class DenseNet3D(nn.Module):
         nf:int=24, # maps after the first convolution
         stride:int=2, # stride of the first convolution
         k:int=16, # growth rate: maps that a layer adds
-        blocks:tuple=(4,4,4), # layers per dense block
+        blocks:tuple=(2,4,6), # layers per dense block
         bottleneck:int=2, # maps of a layer's 1×1×1 convolution, in units of k
         theta:float=.5, # share of the maps that a transition keeps
         bias:bool=False, # biases in the first, the 3×3×3 and the transitions' convolutions?
@@ -118,11 +118,11 @@ def report_net(
     "The report's network: 32 maps at full resolution, blocks of 4 and 4 layers, k=16"
     return DenseNet3D(c_in, nf=32, stride=1, blocks=(4,4), bias=True, eps=1e-3, momentum=.01)
 
-# %% ../nbs/06_model.ipynb #dff848af
+# %% ../nbs/06_model.ipynb #f634af7b
 def default_net(
     c_in:int=1, # channels of the input
 )->DenseNet3D: # small enough for a laptop
-    "The default network: 24 maps at half resolution, three blocks of 4 layers, k=16"
+    "The default network: 24 maps at half resolution, blocks of 2, 4 and 6 layers, k=16"
     return DenseNet3D(c_in)
 
 # %% ../nbs/06_model.ipynb #087dc9e7
