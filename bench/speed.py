@@ -319,7 +319,7 @@ def save(a, name, t):
 def main(a):
     begun,todo = time.time(),a.parts or list(PARTS)
     if a.quick: a.rounds,a.few,a.seconds,a.share,a.epoch_share,a.files,a.sizes,a.out = 1,1,.1,.4,1.,24,(40,80),a.out or WORK/'quick'; todo = a.parts or [k for k in PARTS if k!='fivefold']; a.epochs = a.epochs or 1
-    else: a.seconds,a.share,a.epoch_share,a.files,a.sizes,a.out = 1.,.06,.5,None,(500,2000,8000),a.out or ROOT/'results'; say(f"{', '.join(todo)}: about {sum(MINUTES[k] for k in todo)} minutes on two idle cores")
+    else: a.seconds,a.share,a.epoch_share,a.files,a.sizes,a.out = 1.,.06,.5,None,(500,2000,8000),a.out or ROOT/'results'; say(f"{', '.join(todo)}: about {sum(8 if k=='fivefold' and a.alone else MINUTES[k] for k in todo)} minutes on two idle cores")
     if CORES<2: sys.exit("the comparison takes two cores")
     if (l:=os.getloadavg()[0])>.7: say(f"other programs use this machine (load {l:.1f}): the figures will not be good")
     a.named = 'synthetic' if not a.data else 'a competition folder'

@@ -127,7 +127,8 @@ def add(self:CropStore,
 def _keep(self:CropStore, keys, x):
     "Put crops into memory"
     self.index |= {k:(None,len(self.x)+i) for i,k in enumerate(keys)}
-    self.x = torch.cat([self.x, torch.from_numpy(x).to(self.device)])
+    x = torch.from_numpy(x).to(self.device)
+    self.x = torch.cat([self.x, x]) if len(self.x) else x
 
 @patch
 def _from_disk(self:CropStore, paths, need, progress):
