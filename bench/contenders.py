@@ -341,10 +341,10 @@ def imports(o):
     f(o['after']); return lambda: (1, clock(f, o['code'])[1])
 
 def large(o):
-    "Seconds to the loaders, and of an epoch's batches without a network"
+    "Seconds to the loaders, and of an epoch's batches without a network; the limit of memory leaves all crops on disk, however few"
     from m3dv.loaders import get_dls
     def go():
-        dls,t = clock(lambda: get_dls(o['data'], show=False, device='cpu', **store_kw(o)))
+        dls,t = clock(lambda: get_dls(o['data'], show=False, device='cpu', memory=.05, **store_kw(o)))
         return (len(dls.store), t) if o['what']=='get_dls' else (len(dls.train)*dls.bs, clock(lambda: [None for _ in dls.train])[1])
     return go
 

@@ -30,6 +30,7 @@ def build(d):
     "A project of two notebooks and one module"
     ini = (ROOT/'settings.ini').read_text().replace('= m3dv', '= mini')
     ini = re.sub(r'(?m)^requirements.*', 'requirements = numpy>=1', ini)
+    ini = re.sub(r'(?m)^distributed_requirements.*\n', '', ini)
     (d/'settings.ini').write_text(re.sub(r'(?m)^console_scripts.*\n(    .*\n)*', 'console_scripts = one=mini.one:one\n', ini))
     for f in ('setup.py', 'MANIFEST.in', 'LICENSE'): shutil.copy2(ROOT/f, d/f)
     (d/'nbs').mkdir()
