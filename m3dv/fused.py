@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['aten', 'conv_weight_grad', 'fused_stage']
 
-# %% ../nbs/05a_fused.ipynb #6c7f00fe
+# %% ../nbs/05a_fused.ipynb #916327c9
 import torch
 from torch import nn
+from .core import M3dvError
 
 # %% ../nbs/05a_fused.ipynb #c6ed15d9
 _SLICE,_SLAB = 1024,8192 # voxels that a thread has at a time: in matrix products, in weight gradients
@@ -136,7 +137,7 @@ def _backward(ctx, g, *_):
 
 _Stage = type('_Stage', (torch.autograd.Function,), dict(forward=staticmethod(_forward), backward=staticmethod(_backward)))
 
-# %% ../nbs/05a_fused.ipynb #579d9486
+# %% ../nbs/05a_fused.ipynb #ee497e36
 @torch.no_grad()
 def _track(bn, m, v, M):
     "Keep the running statistics of a norm, as the norm itself does"
@@ -150,7 +151,9 @@ def fused_stage(
     window:tuple=(2,2,2), # of the mean; divides (D,H,W)
 )->torch.Tensor: # (N, C + len(layers)*k, D/window[0], …)
     "Dense block, batch norm, ReLU and mean over windows, in training mode"
-    layers = list(layers)
+    layers,sz = list(layers),tuple(x.shape[2:])
+    if len(sz)!=3 or any(a%b for a,b in zip(sz, window)): raise M3dvError(f"window {tuple(window)} does not divide the volume {sz} of x; expected (N,C,D,H,W) with sides that are multiples of it")
+    if x.device.type!='cpu' or x.dtype not in (torch.float32,torch.float64): raise M3dvError(f"x is {x.dtype} on {x.device}; expected float32 or float64 on a CPU")
     ps = [p for l in layers for p in (l[0].weight, l[0].bias, l[2].weight, l[3].weight, l[3].bias, l[5].weight, l[5].bias)]
     y,mean,var,*h = _Stage.apply(x, tuple(window), norm.eps, norm.weight, norm.bias, *ps)
     M,n = x[:,0].numel(),len(layers)
