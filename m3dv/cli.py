@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['command', 'm3dv_synth', 'm3dv_audit', 'm3dv_train', 'm3dv_gather', 'm3dv_submit']
 
-# %% ../nbs/12_cli.ipynb #85ba23d7
+# %% ../nbs/12_cli.ipynb #236d4ad2
 import inspect, shlex, signal, sys
 import numpy as np
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
+from fastai.torch_core import num_distrib
 from fastcore.script import Param, call_parse
 from threadpoolctl import threadpool_limits
 from .core import M3dvError, pick_device, set_threads
@@ -141,7 +142,7 @@ def _announce(comp, r, todo, wanted, jobs, dev):
     folds = f"{len(todo)} of {r.n_folds*r.repeats} folds ({r.n_folds} × {r.repeats} repeat{'s' if r.repeats>1 else ''})"
     print(f"recipe {r.name}: {folds} × {r.epochs} epochs, {min(max(jobs, 1), len(todo))} at a time on {dev.type}; about {_minutes(sec)}", flush=True)
 
-# %% ../nbs/12_cli.ipynb #06ae56eb
+# %% ../nbs/12_cli.ipynb #854fb571
 @command
 def m3dv_train(
     data:str=None, # competition folder
@@ -164,6 +165,7 @@ def m3dv_train(
 ):
     "Train a network per fold, report the out-of-fold AUC beside classical bars, and write a submission for the test files"
     _need(data=data)
+    if num_distrib()>1: raise M3dvError("started by accelerate launch or torchrun, in several processes, but folds are trained side by side by m3dv_train itself; start it alone, or each --fold as a job; for one network in several processes write a script with m3dv.distributed")
     r = _recipe(recipe, n_folds=folds, repeats=repeats, epochs=epochs, seed=seed, net=model, bs=bs, lr=lr, tta=tta, group=group)
     comp,dev = competition(data),pick_device(device)
     jobs = _side_by_side(threads, dev)

@@ -17,10 +17,10 @@ from .core import M3dvError
 from .data import check_nodule, read_nodule
 from .transforms import cut_crop
 
-# %% ../nbs/04a_store.ipynb #21c8da81
+# %% ../nbs/04a_store.ipynb #113923b1
 CUT,DAYS = 1,30 # version of how crops are cut; days that a file is kept unused
 
-def _hash(b): return hashlib.blake2b(b, digest_size=16).hexdigest()
+def _hash(b): return hashlib.sha256(b).hexdigest()[:32]
 
 def _hashes(fs):
     "Hashes of bytes-like objects, or of files, side by side in threads"
@@ -31,20 +31,20 @@ def store_folder()->Path|None: # None if the variable says `off`
     p = os.environ.get('M3DV_CACHE', '')
     return None if p=='off' else Path(p) if p else xdg_cache_home()/'m3dv'
 
-# %% ../nbs/04a_store.ipynb #9c66f0e8
+# %% ../nbs/04a_store.ipynb #fc15cc6d
 def _build(f, side, paths, prints, progress):
     "Cut the crops of `paths` into the file `f`"
     f.parent.mkdir(parents=True, exist_ok=True)
     for o in f.parent.glob('crops*.npy'):
         if time.time()-o.stat().st_mtime > DAYS*86400: o.unlink(missing_ok=True)
-    part = f.with_name(f'.{f.name}.{os.getpid()}.part')
+    part,crops = f.with_name(f'.{f.name}.{os.getpid()}.part'),[]
     try:
-        x = np.lib.format.open_memmap(part, 'w+', np.uint8, (len(paths),2,side,side,side))
-        for i,p in enumerate(progress_bar(paths, leave=False) if progress else paths): x[i] = np.stack(cut_crop(*read_nodule(p), side))
-        t = np.array(list(zip(prints, _hashes(x))), [('file','S32'),('crop','S32')])
-        if _hashes(paths)!=prints: raise M3dvError(f"{paths[0].parent}: files changed while they were read; start again")
-        x.flush(); x._mmap.close()
-        with open(part, 'ab') as h: np.save(h, t); h.flush(); os.fsync(h.fileno())
+        with open(part, 'wb') as h:
+            np.lib.format.write_array_header_1_0(h, dict(descr='|u1', fortran_order=False, shape=(len(paths),2,side,side,side)))
+            for p in progress_bar(paths, leave=False) if progress else paths:
+                x = np.stack(cut_crop(*read_nodule(p), side)); h.write(x.data); crops.append(_hash(x))
+            if _hashes(paths)!=prints: raise M3dvError(f"{paths[0].parent}: files changed while they were read; start again")
+            np.save(h, np.array(list(zip(prints, crops)), [('file','S32'),('crop','S32')])); h.flush(); os.fsync(h.fileno())
         os.replace(part, f)
     finally: part.unlink(missing_ok=True)
 
@@ -122,7 +122,7 @@ def add(self:CropStore,
     self._keep(new, np.stack([np.stack(cut_crop(*(o if isinstance(o, tuple) else read_nodule(o)), self.side)).astype(np.uint8) for k,o in bar]))
     return keys
 
-# %% ../nbs/04a_store.ipynb #0a259b36
+# %% ../nbs/04a_store.ipynb #9b5012d2
 @patch
 def _keep(self:CropStore, keys, x):
     "Put crops into memory"

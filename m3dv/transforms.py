@@ -132,16 +132,22 @@ def affine(
     R = torch.stack([b*c, -b*z, -y,  a*z-x*y*c, a*c+x*y*z, -x*b,  x*z+a*y*c, x*c-a*y*z, a*b], 1).view(-1,3,3)
     return torch.cat([symmetry_matrix(d.sym)@R/d.zoom[:,None,None], d.shift[...,None]], 2)
 
-# %% ../nbs/03_transforms.ipynb #df4d1727
+# %% ../nbs/03_transforms.ipynb #4748ad27
 def resample(
     x:torch.Tensor, # crops, uint8, (N,2,S,S,S): grey levels and mask
     d:Draw, # parameters of N nodules
     side:int=32, # side of the result; S-side must be even
 ): # grey levels (N,1,side,side,side), float; mask of the same shape, bool
     "Resample a batch of crops, voxels and masks together"
-    S = x.shape[-1]
+    S,A = x.shape[-1],affine(d).to(x.device)
     if (S-side)%2: raise M3dvError(f"side ({side}) of the input and side ({S}) of the crops differ by an odd number: their centres would lie half a voxel apart")
-    q,N = _places(affine(d).to(x.device), side, (S-1)/2),len(x)
+    n = 8 if x.device.type=='cpu' else max(len(x), 1)                       # what a CPU's cache holds
+    return tuple(torch.cat(o) for o in zip(*[_mix(a, b, side) for a,b in zip(x.split(n), A.split(n))]))
+
+def _mix(x, A, side):
+    "`resample` of a few nodules, by the maps `A`"
+    S,N = x.shape[-1],len(x)
+    q = _places(A, side, (S-1)/2)
     near = q.round().add_(1).clamp_(0, S+1)                                 # in a mask with a border of nothing
     m = F.pad(x[:,1], (1,)*6).flatten().index_select(0, _at(near, S+2))
     q.clamp_(0, S-1); low = q.floor().clamp_(max=S-2); q.sub_(low)          # now the shares of the upper neighbours
@@ -159,9 +165,9 @@ def _places(A, side, c):
 
 def _at(i, S):
     "Indices into a flat array of cubes with side `S`, of whole places `i`, (3,N,…)"
-    i = i.to(torch.int32 if i.shape[1]*S**3<2**31 else torch.int64)
-    first = torch.arange(0, i.shape[1]*S**3, S**3, device=i.device, dtype=i.dtype)
-    return i[0].mul_(S).add_(i[1]).mul_(S).add_(i[2]).add_(first.view(-1,1,1,1)).flatten()
+    kind,first = torch.int32 if i.shape[1]*S**3<2**31 else torch.int64,torch.arange(0, i.shape[1]*S**3, S**3, device=i.device)
+    line = torch.add(i[1], i[0], alpha=S).to(kind)
+    return line.mul_(S).add_(i[2].to(kind)).add_(first.to(kind).view(-1,1,1,1)).flatten()
 
 # %% ../nbs/03_transforms.ipynb #f6ce37cd
 def change_grey(
