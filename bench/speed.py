@@ -262,7 +262,7 @@ def part_fivefold(a):
     peer = Contender('MONAI, DenseNet121', 'five_monai', net='monai', data=a.data, out=runs, epochs=a.epochs, **TWO)
     for i in range(a.few):
         shutil.rmtree(runs, ignore_errors=True); runs.mkdir(parents=True); t = time.perf_counter()
-        with open(runs/'log.txt', 'w') as log: p = subprocess.Popen([str(Path(sys.executable).with_name('m3dv_train')), '--data', str(a.data), '--out', str(runs/'m3dv'), *flags], stdout=log, stderr=log, env=os.environ|dict(PYTHONPATH=str(ROOT)))
+        with open(runs/'log.txt', 'w') as log: p = subprocess.Popen([str(Path(sys.executable).with_name('m3dv_train')), '--data', str(a.data), '--out', str(runs/'m3dv'), '--threads', '2', *flags], stdout=log, stderr=log, env=os.environ|dict(PYTHONPATH=str(ROOT)))
         with Peak([p.pid], .5) as m: p.wait()
         s = time.perf_counter()-t
         if p.returncode or not (runs/'m3dv'/'submission.csv').is_file(): raise Failed((runs/'log.txt').read_text()[-3000:])
@@ -299,7 +299,7 @@ def machine(a):
     git = subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     ver = {p:md.version(p) for p in 'm3dv torch monai torchio SimpleITK fastai numpy scipy'.split()}
     return dict(cpu=cpu, cores=CORES, memory_gb=round(psutil.virtual_memory().total/2**30), system=platform.system(), python=platform.python_version(), **ver, commit=git,
-        load=round(os.getloadavg()[0], 2), data=a.named, rounds=a.rounds)
+        load=a.load, data=a.named)
 
 def synthetic(a):
     "The folder of synthetic nodules, as many as the competition's 64-voxel set has"
@@ -322,11 +322,13 @@ def main(a):
     else: a.seconds,a.share,a.epoch_share,a.files,a.sizes,a.out = 1.,.06,.5,None,(500,2000,8000),a.out or ROOT/'results'; say(f"{', '.join(todo)}: about {sum(8 if k=='fivefold' and a.alone else MINUTES[k] for k in todo)} minutes on two idle cores")
     if CORES<2: sys.exit("the comparison takes two cores")
     if (l:=os.getloadavg()[0])>.7: say(f"other programs use this machine (load {l:.1f}): the figures will not be good")
+    a.load = round(l, 2)
     a.named = 'synthetic' if not a.data else 'a competition folder'
     a.data = a.data.expanduser().resolve() if a.data else synthetic(a)
     at = a.out/'machine.json'; info = json.loads(at.read_text()) if at.is_file() else {}
     for k in todo:
         t,info[k] = time.time(),machine(a); res = PARTS[k](a)
+        if isinstance(res, list): info[k]['rounds'] = max(r['n'] for r in res)
         for n,o in {f'speed_{k}':res}.items() if not isinstance(res, dict) else {f'{k}_{n}':o for n,o in res.items()}.items(): save(a, n, o)
         at.write_text(json.dumps(info, indent=1)+'\n'); say(f"{k}: {time.time()-t:.0f} s\n")
     say(f"{time.time()-begun:.0f} s; tables in {a.out}")

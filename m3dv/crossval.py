@@ -7,8 +7,8 @@ __all__ = ['fingerprint', 'train_fold', 'default_jobs', 'estimate', 'Job', 'work
            'find_jobs', 'check_jobs', 'collect', 'learning_curve', 'curve_table', 'plot_learning_curve',
            'show_disputed']
 
-# %% ../nbs/08b_crossval.ipynb #78da2e75
-import hashlib, importlib, json, os, re, shutil, subprocess, sys, tempfile, time, traceback, m3dv
+# %% ../nbs/08b_crossval.ipynb #2e6a45e7
+import hashlib, importlib, json, os, re, shutil, subprocess, sys, tempfile, time, traceback, warnings, m3dv
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from fastai.callback.progress import CSVLogger
 from fastprogress.fastprogress import progress_bar
 from filelock import FileLock, Timeout
-from .core import M3dvError, TensorVolume, set_seed, set_threads, pick_device
+from .core import M3dvError, M3dvWarning, TensorVolume, set_seed, set_threads, pick_device
 from .data import Competition, competition, assign_folds, group_of, check_files, check_twins, take_share, show_splits, read_nodule, _numeric
 from .transforms import SYMMETRIES, MASK_MODES, Augment, ToInput, cut_crop
 from .plot import gallery
@@ -187,7 +187,7 @@ class Job(NamedTuple):
     kw:dict # its arguments, as JSON holds them
     after:tuple=() # names of the jobs that must be done before
 
-# %% ../nbs/08b_crossval.ipynb #43a6c266
+# %% ../nbs/08b_crossval.ipynb #a3cb1502
 def _function(call):
     "The function 'module:name'"
     mod,name = call.split(':')
@@ -195,10 +195,10 @@ def _function(call):
 
 def _do(job):
     "Do one job, with what it prints in its file; the answer, as JSON holds it"
-    with open(job['log'], 'w', encoding='utf-8') as f:
+    with open(job['log'], 'w', encoding='utf-8') as f, warnings.catch_warnings(record=True) as ws:
         for fd in (1,2): os.dup2(f.fileno(), fd)
-        try: return dict(value=_function(job['call'])(**job['kw']))
-        except Exception as e: traceback.print_exc(); return dict(error=str(e), mend=isinstance(e, M3dvError))
+        try: return dict(value=_function(job['call'])(**job['kw']), warnings=[str(w.message) for w in ws if issubclass(w.category, M3dvWarning)])
+        except Exception as e: traceback.print_exc(); return dict(error=str(e), mend=isinstance(e, (M3dvError,OSError)))
         finally:
             sys.stdout.flush(); sys.stderr.flush()
             with open(os.devnull, 'w') as f:
@@ -209,10 +209,10 @@ def _worker(jobs, fd):
     with os.fdopen(fd, 'w', encoding='utf-8') as answers:
         while True: print(json.dumps(_do(json.loads(jobs.get())), default=lambda o: None), file=answers, flush=True)
 
-# %% ../nbs/08b_crossval.ipynb #e3510bff
+# %% ../nbs/08b_crossval.ipynb #8a18d50d
 _BOOT = """
 import os, queue, signal, sys, threading
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
 fd,jobs = os.dup(1),queue.SimpleQueue()
 os.dup2(2, 1)
 def listen():
@@ -224,7 +224,7 @@ _worker(jobs, fd)
 """
 
 def _start():
-    "Start a worker; Ctrl-C is its parent's to answer"
+    "Start a worker; Ctrl-C and SIGTERM are its parent's to answer"
     said = tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace')           # what it says before its first job
     w = subprocess.Popen([sys.executable, '-c', _BOOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, encoding='utf-8', env=os.environ|_WORKER_ENV)
     w.said = said
@@ -237,9 +237,12 @@ def _ask(w, job, log):
 
 def _value(a, w, job, log):
     "The value of an answer, or the error that it tells of"
-    if a and 'value' in a: log.unlink(missing_ok=True); return a['value']
+    if a and 'value' in a:
+        for m in a['warnings']: warnings.warn(m, M3dvWarning, stacklevel=2)
+        log.unlink(missing_ok=True); return a['value']
     if log.is_file(): log = log.rename(log.with_name(f'{job.name}.txt'))
     if a and a['mend']: raise M3dvError(f"{job.name}: {a['error']}")
+    if not a and w.wait()<0: raise M3dvError(f"{job.name}: signal {-w.returncode} ended its process, as the system does when memory runs out; fewer processes at a time (--threads) need less, and --resume goes on")
     w.said.seek(0)
     text = (log.read_text(encoding='utf-8', errors='replace') if log.is_file() else w.said.read()) + ('' if a else f"the process ended with exit code {w.wait()}")
     raise RuntimeError(f"{job.name} failed:\n{text[-3000:]}")
@@ -478,7 +481,7 @@ def _check_same(t, fp):
     if fp(most['recipe']['group'])!=most['data']: raise M3dvError(f"mismatched: the folds were trained on other nodules or labels than those in the folder now (fingerprint {most['data']})")
     return most
 
-# %% ../nbs/08b_crossval.ipynb #6762ee91
+# %% ../nbs/08b_crossval.ipynb #bfec3ec3
 def check_jobs(
     t:pd.DataFrame, # of `find_jobs`
     data:str|Path, # competition folder
@@ -494,7 +497,7 @@ def check_jobs(
     n,first = most['recipe']['n_folds'],int(t.seed.min())
     want = [f'seed{s}_fold{k}' for s in range(first, max(t.seed.max()+1, first+(seeds or 1))) for k in range(n)]
     lost = [j for j in want if j not in set(t[t.finished].job)]
-    if lost: raise M3dvError(f"lost: {len(lost)} of {len(want)} folds are missing or not finished: {_some(lost)}")
+    if lost: raise M3dvError(f"lost: {len(lost)} of {len(want)} folds are missing or not finished: {_some(lost)}" + (f"; counted from seed {first}, the lowest that is there" if seeds else ""))
     if seeds and len(want)!=seeds*n: raise M3dvError(f"seeds ({seeds}) are fewer than the {len(want)//n} that are there")
     return recipe_from(most['recipe'] | dict(seed=first, repeats=len(want)//n))
 

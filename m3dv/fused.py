@@ -137,7 +137,7 @@ def _backward(ctx, g, *_):
 
 _Stage = type('_Stage', (torch.autograd.Function,), dict(forward=staticmethod(_forward), backward=staticmethod(_backward)))
 
-# %% ../nbs/05a_fused.ipynb #ee497e36
+# %% ../nbs/05a_fused.ipynb #3a355f07
 @torch.no_grad()
 def _track(bn, m, v, M):
     "Keep the running statistics of a norm, as the norm itself does"
@@ -154,6 +154,8 @@ def fused_stage(
     layers,sz = list(layers),tuple(x.shape[2:])
     if len(sz)!=3 or any(a%b for a,b in zip(sz, window)): raise M3dvError(f"window {tuple(window)} does not divide the volume {sz} of x; expected (N,C,D,H,W) with sides that are multiples of it")
     if x.device.type!='cpu' or x.dtype not in (torch.float32,torch.float64): raise M3dvError(f"x is {x.dtype} on {x.device}; expected float32 or float64 on a CPU")
+    norms = [norm, *(l[i] for l in layers for i in (0,3))]
+    if len({m.eps for m in norms})>1 or any(m.momentum is None or not m.track_running_stats for m in norms) or any(l[2].bias is not None for l in layers): raise M3dvError("layers have norms of different eps, norms without a momentum or running statistics, or a bias in a 1×1×1 convolution; train such a network with fuse=False")
     ps = [p for l in layers for p in (l[0].weight, l[0].bias, l[2].weight, l[3].weight, l[3].bias, l[5].weight, l[5].bias)]
     y,mean,var,*h = _Stage.apply(x, tuple(window), norm.eps, norm.weight, norm.bias, *ps)
     M,n = x[:,0].numel(),len(layers)

@@ -123,10 +123,12 @@ class NoduleLearner(Learner):
         "Refused: fastai exports a pickle"
         raise M3dvError("learn.export writes a pickle, which runs code when it is opened; use save_network(learn, path) and load_network(path)")
 
-# %% ../nbs/07_learner.ipynb #b6ddb6ac
+# %% ../nbs/07_learner.ipynb #c0580c17
 class CountEpochs(Callback):
     "Keep the training loader's count of passes, by which it draws, in step with the fit"
-    def before_fit(self): self.was = getattr(self.dls.train, 'passes', 0)
+    def before_fit(self):
+        if hasattr(self, 'lr_finder') and num_distrib()>1: raise M3dvError("lr_find in several processes leaves them with different optimisers; find the rate in one process, and give it to the others")
+        self.was = getattr(self.dls.train, 'passes', 0)
     def before_epoch(self): self.begun = False
     def before_train(self): self.begun = True
     def after_cancel_epoch(self):
@@ -218,7 +220,7 @@ def fit_recipe(
     else: learn.fit(n, r.lr, cbs=[Plateau('train_accuracy', patience=3, factor=5, min_lr=5e-4)] + L(cbs))
     return learn
 
-# %% ../nbs/07_learner.ipynb #796d0ccf
+# %% ../nbs/07_learner.ipynb #0965b356
 @torch.no_grad()
 def predict_views(
     net:nn.Module, # gives two logits
@@ -237,26 +239,28 @@ def predict_views(
     net.train(was)
     return torch.cat(ps).numpy() if ps else np.empty((0,SYMMETRIES[tta]))
 
+def _few(items): return [items[i:i+256] for i in range(0, max(len(items), 1), 256)]   # that many crops at a time
+
 def predict_crops(net, x, side=32, mask='cut', tta='flips', bs=64)->np.ndarray: # probability of class 1, float64 (N,)
     "Probability of class 1, averaged over the cube's symmetries; the arguments are those of `predict_views`"
     v = predict_views(net, x, side, mask, tta, bs)
     return sum(v.T)/v.shape[1]                                                        # view by view: one order of summation, whatever N
 
-# %% ../nbs/07_learner.ipynb #a367db35
+# %% ../nbs/07_learner.ipynb #e21eaedb
 def save_network(
     learn:Learner, # a trained Learner
     path:str|Path, # `path.safetensors` and `path.json` are written
 )->Path: # the path of the weights
     "Save a Learner's network, and what it takes to rebuild it and its input"
-    path,r = Path(path),learn.recipe
+    path,r,net = Path(path),learn.recipe,get_model(learn.model)                       # without torch's wrapper for several processes
     crop,inp = _fitted(learn.dls, CentreCrop),_fitted(learn.dls, ToInput)
-    if not isinstance(learn.model, DenseNet3D): raise M3dvError(f"network is a {type(learn.model).__name__}; only a DenseNet3D can be rebuilt from JSON")
+    if not isinstance(net, DenseNet3D): raise M3dvError(f"network is a {type(net).__name__}; only a DenseNet3D can be rebuilt from JSON")
     r = replace(r, bs=learn.dls.bs, **getattr(learn.dls, 'options', {}))              # as it was done, where that differs
-    d = dict(m3dv=m3dv.__version__, net=learn.model.config, side=crop.side, mask=inp.mode, tta=r.tta, classes=[0,1], recipe=asdict(r))
+    d = dict(m3dv=m3dv.__version__, net=net.config, side=crop.side, mask=inp.mode, tta=r.tta, classes=[0,1], recipe=asdict(r))
     _write(path.with_name(path.name+'.json'), lambda p: p.write_text(json.dumps(d, indent=1)+'\n', encoding='utf-8'))
-    return _write(path.with_name(path.name+'.safetensors'), lambda p: save_file({k:v.detach().cpu().contiguous() for k,v in learn.model.state_dict().items()}, p))
+    return _write(path.with_name(path.name+'.safetensors'), lambda p: save_file({k:v.detach().cpu().contiguous() for k,v in net.state_dict().items()}, p))
 
-# %% ../nbs/07_learner.ipynb #8c22736c
+# %% ../nbs/07_learner.ipynb #469772f8
 @dataclass
 class Network:
     "A trained network with its input's preparation"
@@ -273,11 +277,10 @@ class Network:
         spread:bool=False, # also give the standard deviation over the symmetries, as a measure of doubt?
     ): # probability of class 1, (N,), or with `spread` a pair of those
         "Probability of class 1 for files or arrays"
-        store = CropStore(self.side, next(self.net.parameters()).device)
-        x = store.get(items, progress)
-        if not spread: return self(x)
-        v = predict_views(self.net, x, self.side, self.mask, self.tta)
-        return sum(v.T)/v.shape[1], v.std(1)
+        dev = next(self.net.parameters()).device
+        v = np.concatenate([predict_views(self.net, CropStore(self.side, dev).get(o, progress), self.side, self.mask, self.tta) for o in _few(items)])
+        p = sum(v.T)/v.shape[1]
+        return (p, v.std(1)) if spread else p
 
 # %% ../nbs/07_learner.ipynb #e1935479
 def load_network(

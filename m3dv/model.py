@@ -32,7 +32,7 @@ class _Transition(nn.Sequential):
 
     def forward(self, x): n,r,c,p = self; return c(p(r(n(x))))
 
-# %% ../nbs/06_model.ipynb #be4d563c
+# %% ../nbs/06_model.ipynb #620850a6
 _plain = {nn.Conv3d, nn.BatchNorm3d, nn.ReLU, nn.AvgPool3d, nn.Sequential, _DenseLayer, _DenseBlock, _Transition}
 
 def _fits(features, x):
@@ -40,7 +40,8 @@ def _fits(features, x):
     if x.device.type!='cpu' or x.dtype not in (torch.float32,torch.float64) or not torch.is_grad_enabled(): return False
     if torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling(): return False
     n,s = sum(isinstance(m, _Transition) for m in features),features[0].stride[0]
-    if any(((o-1)//s+1)%2**n for o in x.shape[2:]): return False
+    norms = [m for m in features.modules() if isinstance(m, nn.BatchNorm3d)]
+    if any(((o-1)//s+1)%2**n for o in x.shape[2:]) or len({m.eps for m in norms})>1 or any(m.momentum is None or not m.track_running_stats for m in norms): return False
     return all(type(m) in _plain and m.training and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks) for m in features.modules())
 
 def _fused(features, x):

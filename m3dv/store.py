@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['CUT', 'DAYS', 'store_folder', 'CropStore']
 
-# %% ../nbs/04a_store.ipynb #fd57cde0
+# %% ../nbs/04a_store.ipynb #e59d0d76
 import hashlib, mmap, os, time, warnings
+from contextlib import suppress
 import numpy as np, torch
 from concurrent.futures import ThreadPoolExecutor
 from fastcore.basics import patch
 from fastcore.xdg import xdg_cache_home
 from fastprogress.fastprogress import progress_bar
+from filelock import FileLock
 from pathlib import Path
-from .core import M3dvError
+from .core import M3dvError, M3dvWarning
 from .data import check_nodule, read_nodule
 from .transforms import cut_crop
 
@@ -31,12 +33,12 @@ def store_folder()->Path|None: # None if the variable says `off`
     p = os.environ.get('M3DV_CACHE', '')
     return None if p=='off' else Path(p) if p else xdg_cache_home()/'m3dv'
 
-# %% ../nbs/04a_store.ipynb #fc15cc6d
+# %% ../nbs/04a_store.ipynb #cf6c9c18
 def _build(f, side, paths, prints, progress):
-    "Cut the crops of `paths` into the file `f`"
-    f.parent.mkdir(parents=True, exist_ok=True)
-    for o in f.parent.glob('crops*.npy'):
-        if time.time()-o.stat().st_mtime > DAYS*86400: o.unlink(missing_ok=True)
+    "Cut the crops of `paths` into the file `f`, as the only process that does"
+    for o in [*f.parent.glob('crops*.npy'), *f.parent.glob('.crops*')]:
+        with suppress(OSError):
+            if time.time()-o.stat().st_mtime > DAYS*86400 or o.match(f'.{f.name}.*.part'): o.unlink()
     part,crops = f.with_name(f'.{f.name}.{os.getpid()}.part'),[]
     try:
         with open(part, 'wb') as h:
@@ -48,7 +50,7 @@ def _build(f, side, paths, prints, progress):
         os.replace(part, f)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/04a_store.ipynb #af949a5f
+# %% ../nbs/04a_store.ipynb #1f041440
 def _open(f, side, prints):
     "The crops of file `f`, mapped into memory, and the hash of each; ValueError if it is not what was written"
     with open(f, 'rb') as h:
@@ -56,10 +58,10 @@ def _open(f, side, prints):
         if shape!=(len(prints),2,side,side,side) or kind!=np.uint8: raise ValueError(f"holds {kind} {shape}")
         o = h.tell(); h.seek(o+int(np.prod(shape))); t = np.load(h, allow_pickle=False)
     if t['file'].astype(str).tolist()!=prints: raise ValueError("its table is of other files")
-    os.utime(f)
+    with suppress(OSError): os.utime(f)                                                        # it may be another user's
     return np.memmap(f, np.uint8, 'r', o, shape), t['crop'].astype(str)
 
-# %% ../nbs/04a_store.ipynb #965765d0
+# %% ../nbs/04a_store.ipynb #b500f4bf
 class _Disk:
     "Crops in a file"
     def __init__(self, f, side, paths, prints, progress=False):
@@ -70,8 +72,10 @@ class _Disk:
         self.seen = np.zeros(len(paths), bool)
 
     def rebuild(self, why=None):
-        if why: warnings.warn(f"{self.f}: damaged ({why}); its {len(self.paths)} crops are cut anew", stacklevel=5)
-        _build(self.f, self.side, self.paths, self.prints, self.progress)
+        if why: warnings.warn(f"{self.f}: damaged ({why}); its {len(self.paths)} crops are cut anew", M3dvWarning, stacklevel=5)
+        self.f.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.f.with_name(f'.{self.f.name}.lock')):
+            if why or not self.f.is_file(): _build(self.f, self.side, self.paths, self.prints, self.progress)     # or another process was faster
         self.x,self.crops = _open(self.f, self.side, self.prints)
 
     def take(self, rows):
@@ -99,7 +103,7 @@ class CropStore:
     def __len__(self): return len(self.index)
     def __repr__(self): return f"CropStore: {len(self)} crops of {self.side}³, {len(self.x)} of them on {self.device}, {len(self)-len(self.x)} on disk"
 
-# %% ../nbs/04a_store.ipynb #6e13357a
+# %% ../nbs/04a_store.ipynb #ad305fa1
 def _key(o):
     if isinstance(o, (str,Path)): return Path(o)
     if not (isinstance(o, tuple) and len(o)==2): raise M3dvError(f"a nodule is a path or a pair (voxel, seg), not a {type(o).__name__}")
@@ -117,12 +121,12 @@ def add(self:CropStore,
     if not new: return keys
     need = (len(self.x)+len(new))*2*self.side**3/1e9
     if self.cache and not any(isinstance(o, tuple) for o in new.values()) and self._from_disk(list(new), need, progress): return keys
-    if need>self.memory: raise M3dvError(f"{len(new)} crops of {self.side}³ take {need:.2f} GB, memory is limited to {self.memory:g}; give a folder as `cache`, from which they are read as they are needed, or a higher limit")
+    if need>self.memory: raise M3dvError(f"{len(new)} crops of {self.side}³ take {need:.2g} GB, memory is limited to {self.memory:g}; give " + ("" if self.cache else "a folder as `cache`, from which they are read as they are needed, or ") + "a higher limit")
     bar = progress_bar(new.items(), total=len(new), leave=False) if progress else new.items()
     self._keep(new, np.stack([np.stack(cut_crop(*(o if isinstance(o, tuple) else read_nodule(o)), self.side)).astype(np.uint8) for k,o in bar]))
     return keys
 
-# %% ../nbs/04a_store.ipynb #9b5012d2
+# %% ../nbs/04a_store.ipynb #bf3be191
 @patch
 def _keep(self:CropStore, keys, x):
     "Put crops into memory"
@@ -138,7 +142,7 @@ def _from_disk(self:CropStore, paths, need, progress):
     prints = _hashes(paths)
     f = self.cache/f"crops{self.side}-{_hash(' '.join([str(CUT), *prints]).encode())}.npy"
     try: d = _Disk(f, self.side, paths, prints, progress)
-    except OSError as e: warnings.warn(f"{self.cache}: {e.strerror or e}; crops are cut anew at each start", stacklevel=4); return False
+    except OSError as e: warnings.warn(f"{self.cache}: {e.strerror or e}; crops are cut anew at each start", M3dvWarning, stacklevel=4); return False
     self._prints |= dict(zip(paths, d.crops))
     if need<=self.memory: self._keep(paths, d.take(np.arange(len(paths))))
     else: self.index |= {k:(len(self.disks),i) for i,k in enumerate(paths)}; self.disks.append(d)

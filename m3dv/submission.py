@@ -6,16 +6,16 @@
 __all__ = ['load_networks', 'predict_nodules', 'submission', 'check_submission', 'write_submission', 'predict_one',
            'predict_folder']
 
-# %% ../nbs/09_submission.ipynb #a323ef23
+# %% ../nbs/09_submission.ipynb #8c252fe9
 import warnings
 import numpy as np, pandas as pd
 from pathlib import Path
-from .core import M3dvError, pick_device
+from .core import M3dvError, M3dvWarning, pick_device
 from .data import Sample, list_nodules, find_sample, read_sample, _rows, _numeric
-from .learner import load_network, load_recipe, _write
+from .learner import load_network, load_recipe, _few, _write
 from .loaders import CropStore
 
-# %% ../nbs/09_submission.ipynb #e5ef8806
+# %% ../nbs/09_submission.ipynb #a197d20f
 def load_networks(
     out:str|Path, # a run's folder, or its folder models/
     device:str='auto', # where the networks are put
@@ -27,10 +27,10 @@ def load_networks(
     if not fs: raise M3dvError(f"{out}: holds no networks; expected models/seed0_fold0.safetensors and so on, as m3dv_train writes them")
     nets = [load_network(f, pick_device(device)) for f in fs]
     f = d.parent/'recipe.json'; r = load_recipe(f) if d.name=='models' and f.is_file() else None
-    if r and len(nets)!=(n:=r.n_folds*r.repeats): warnings.warn(f"{out}: holds {len(nets)} of the {n} networks of its recipe; the mean is over those")
+    if r and len(nets)!=(n:=r.n_folds*r.repeats): warnings.warn(f"{out}: holds {len(nets)} of the {n} networks of its recipe; the mean is over those", M3dvWarning)
     return nets
 
-# %% ../nbs/09_submission.ipynb #4487c7cf
+# %% ../nbs/09_submission.ipynb #1c4cbcb2
 def predict_nodules(
     nets:list, # `Network`s
     items:list, # paths of candidate files, or pairs (voxel, seg)
@@ -38,11 +38,13 @@ def predict_nodules(
 )->np.ndarray: # probability of class 1, one row per network, (K,N)
     "Each network's probability of class 1 for each nodule"
     if not len(items): raise M3dvError("there is nothing to predict: no candidate files were given")
-    stores = {n.side:CropStore(n.side, next(n.net.parameters()).device) for n in nets}
-    xs = {k:s.get(list(items), progress) for k,s in stores.items()}
-    return np.stack([n(xs[n.side]) for n in nets])
+    def some(items):
+        xs = {n.side:CropStore(n.side, next(n.net.parameters()).device) for n in nets}
+        xs = {k:s.get(items, progress) for k,s in xs.items()}
+        return np.stack([n(xs[n.side]) for n in nets])
+    return np.concatenate([some(o) for o in _few(list(items))], 1)
 
-# %% ../nbs/09_submission.ipynb #b9b6a94c
+# %% ../nbs/09_submission.ipynb #227cb25e
 def submission(
     names:list, # names of the predicted files
     p, # probability of class 1 for each, (N,)
@@ -56,7 +58,7 @@ def submission(
     s = sample or Sample(['Id','Predicted'], sorted(names, key=_numeric))
     lost,extra = [i for i in s.ids if i not in got], [n for n in names if n not in set(s.ids)]
     if lost: raise M3dvError(f"sample submission: {len(lost)} of its {len(s.ids)} ids have no file, the first is {lost[0]}")
-    if extra: warnings.warn(f"{len(extra)} predicted files are not in the sample submission and are left out, the first is {extra[0]}")
+    if extra: warnings.warn(f"{len(extra)} predicted files are not in the sample submission and are left out, the first is {extra[0]}", M3dvWarning)
     bad = [i for i in s.ids if not 0<=got[i]<=1]
     if bad: raise M3dvError(f"prediction of {bad[0]} is {got[bad[0]]}; expected a probability within [0,1]")
     return s.table([got[i] for i in s.ids])

@@ -14,7 +14,7 @@ from fastai.data.transforms import Transform
 from .core import M3dvError, TensorVolume, TensorVolMask, to_unit
 from .data import crop_start
 
-# %% ../nbs/03_transforms.ipynb #c643da49
+# %% ../nbs/03_transforms.ipynb #3da6f257
 def cut_crop(
     voxel:np.ndarray, # grey levels, uint8, (D,H,W)
     seg:np.ndarray, # mask, bool, (D,H,W)
@@ -22,10 +22,10 @@ def cut_crop(
 ): # (voxel, seg) of the crop, both (side,side,side)
     "Cut the cube of `side` round the mask's largest piece"
     if side<1: raise M3dvError(f"side ({side}) of the crop is below 1")
-    ax = [np.arange(a, a+side) for a in crop_start(seg, side)]
-    ix = np.ix_(*[np.clip(a, 0, n-1) for a,n in zip(ax, seg.shape)])
-    d,h,w = [(a>=0)&(a<n) for a,n in zip(ax, seg.shape)]
-    return voxel[ix], seg[ix] & d[:,None,None] & h[:,None] & w
+    at = crop_start(seg, side)
+    box = tuple(slice(max(a,0), a+side) for a in at)
+    past = [(max(-a,0), max(a+side-n,0)) for a,n in zip(at, seg.shape)]
+    return np.pad(voxel[box], past, 'edge'), np.pad(seg[box], past)
 
 # %% ../nbs/03_transforms.ipynb #72fe60b3
 _syms = [(p,s) for p in itertools.permutations(range(3)) for s in itertools.product((1,-1), repeat=3)]
@@ -132,7 +132,7 @@ def affine(
     R = torch.stack([b*c, -b*z, -y,  a*z-x*y*c, a*c+x*y*z, -x*b,  x*z+a*y*c, x*c-a*y*z, a*b], 1).view(-1,3,3)
     return torch.cat([symmetry_matrix(d.sym)@R/d.zoom[:,None,None], d.shift[...,None]], 2)
 
-# %% ../nbs/03_transforms.ipynb #4748ad27
+# %% ../nbs/03_transforms.ipynb #5c2067b5
 def resample(
     x:torch.Tensor, # crops, uint8, (N,2,S,S,S): grey levels and mask
     d:Draw, # parameters of N nodules
@@ -141,7 +141,7 @@ def resample(
     "Resample a batch of crops, voxels and masks together"
     S,A = x.shape[-1],affine(d).to(x.device)
     if (S-side)%2: raise M3dvError(f"side ({side}) of the input and side ({S}) of the crops differ by an odd number: their centres would lie half a voxel apart")
-    n = 8 if x.device.type=='cpu' else max(len(x), 1)                       # what a CPU's cache holds
+    n = 2*torch.get_num_threads() if x.device.type=='cpu' else max(len(x), 1)     # what a CPU's cache holds
     return tuple(torch.cat(o) for o in zip(*[_mix(a, b, side) for a,b in zip(x.split(n), A.split(n))]))
 
 def _mix(x, A, side):
