@@ -85,8 +85,10 @@ def network(name):
     return stock.to(memory_format=torch.channels_last_3d) if name.endswith('channels last') else stock
 
 def stepper(o):
-    "A training step of network `net` on one batch of `bs`, and that batch"
+    "A training step of network `net` on one batch of `bs`, and that batch; `keep` is what `get_learner` does with freed memory"
     import torch, torch.nn.functional as F
+    from m3dv.core import keep_freed_memory
+    if o.get('keep'): keep_freed_memory()
     net = network(o['net']); opt = torch.optim.Adam(net.parameters(), 1e-3)
     g = torch.Generator().manual_seed(0)
     x,y = torch.rand(o['bs'], 1, SIDE, SIDE, SIDE, generator=g)*2-1,torch.arange(o['bs'])%2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 OUT = Path(__file__).resolve().parent.parent/'results'
 RECIPE = '{"name": "kill", "side": 16, "margin": 4, "epochs": 6, "n_folds": 3, "bs": 4, "tta": "none"}'
-SIGNALS = ['KILL group']*10 + ['KILL']*6 + ['INT group']*2 + ['TERM']*2 # of twenty kills: the process alone, or all of its group, as a terminal's Ctrl-C does
+SIGNALS = ['KILL group']*10 + ['KILL']*6 + ['INT group']*2 + ['TERM', 'TERM group'] # of twenty kills: the process alone, or all of its group, as a terminal's Ctrl-C does
 
 def start(here, out, *more):
     "Start m3dv_train in a group of its own"

@@ -5,13 +5,24 @@
 # %% auto #0
 __all__ = ['command', 'm3dv_synth', 'm3dv_audit', 'm3dv_train', 'm3dv_gather', 'm3dv_submit']
 
-# %% ../nbs/12_cli.ipynb #236d4ad2
-import inspect, shlex, signal, sys
+# %% ../nbs/12_cli.ipynb #82439199
+import sys
+from pathlib import Path
+
+# %% ../nbs/12_cli.ipynb #22a8c1ef
+def _stopped_early(kind, e, trace):
+    "Say that a command was stopped before it began"
+    if kind is KeyboardInterrupt: print(f"{Path(sys.argv[0]).stem}: stopped before it began", file=sys.stderr)
+    else: sys.__excepthook__(kind, e, trace)
+
+if Path(sys.argv[0]).stem.startswith('m3dv_'): sys.excepthook = _stopped_early
+
+# %% ../nbs/12_cli.ipynb #07aa7f36
+import inspect, shlex, signal
 import numpy as np
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import wraps
-from pathlib import Path
 from fastai.torch_core import num_distrib
 from fastcore.script import Param, call_parse
 from threadpoolctl import threadpool_limits

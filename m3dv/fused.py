@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from .core import M3dvError
 
-# %% ../nbs/05a_fused.ipynb #c6ed15d9
+# %% ../nbs/05a_fused.ipynb #f5aeac7c
 _SLICE,_SLAB = 1024,8192 # voxels that a thread has at a time: in matrix products, in weight gradients
 aten = torch.ops.aten
 
-def _cut(r): return r.split(_SLICE*torch.get_num_threads())
+def _slice(): n = torch.get_num_threads(); return _SLICE if n==1 else 4*_SLICE*n     # what threads share must be worth their start
+def _cut(r): return r.split(_slice())
 
 def _rows(x): return x.permute(0,2,3,4,1).reshape(-1, x.shape[1])
 def _volume(r, n, sz): return r.view(n, *sz, -1).permute(0,4,1,2,3)
@@ -39,14 +40,14 @@ def conv_weight_grad(
             res = res + aten.convolution_backward(o, i, w, None, [1,1], [1,1], [1,1], False, [0,0], 1, [False,True,False])[1]
     return res.view(3,k,C,3,3).permute(1,2,0,3,4)
 
-# %% ../nbs/05a_fused.ipynb #69afcf99
+# %% ../nbs/05a_fused.ipynb #5adc24e3
 def _split(r, w, sz): return r.view(-1, w[0], sz[1]//w[1], w[1], sz[2]//w[2], w[2], r.shape[1])
 def _pool(r, w, sz): return _split(r, w, sz).sum(1).sum(2).sum(3).div_(w[0]*w[1]*w[2])
 def _unpool(r, g, w, sz): return (_split(r, w, sz)*g[:,None,:,None,:,None]).view(r.shape)
 
 def _slices(w, sz):
     "Voxels and windowed planes of a slice that holds whole windows"
-    one = w[0]*sz[1]*sz[2]; n = max(1, _SLICE*torch.get_num_threads()//one)
+    one = w[0]*sz[1]*sz[2]; n = max(1, _slice()//one)
     return n*one, n
 
 # %% ../nbs/05a_fused.ipynb #5f9f7e85

@@ -56,7 +56,8 @@ def main(data, out, epochs=None, folds=None):
     program('m3dv_audit', data, '--out', out/'audit.csv')
     print('\n2/3 Training', flush=True)
     flags = [o for f,v in (('--epochs', epochs), ('--folds', folds)) if v for o in (f, v)]
-    program('m3dv_train', '--data', data, '--out', out, '--force', *flags)
+    again = '--resume' if (out/'recipe.json').is_file() and data!=out/'data' else '--force'      # a run on one's own nodules is gone on with, not replaced
+    program('m3dv_train', '--data', data, '--out', out, again, *flags)
     print('\n3/3 The tutorial', flush=True)
     tutorial.write(TUTORIAL, out/'tutorial.html', env=dict(M3DV_DATA=str(data), M3DV_OUT=str(out)))
     print(f"\nDone in {minutes(time.time()-begun)}. In {out}: {', '.join(sorted(o.name for o in out.iterdir()))}")
