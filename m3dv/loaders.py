@@ -32,22 +32,22 @@ class OpenNodule(Transform):
     def encodes(self, o:Path): return TensorVolume(self.store.get([o])[0])
     def batch(self, items): return TensorVolume(self.store.get(items), ids=[nodule_id(o) for o in self.store.add(items)])
 
-# %% ../nbs/05_loaders.ipynb #442a9ab9
+# %% ../nbs/05_loaders.ipynb #f14a8df0
 class NoduleDL(TfmdDL):
     "Batches drawn from a crop store in one step, on its device, without worker processes"
     epoch,passes,looks = 0,0,0 # of the pass that runs; begun so far; batches that were looked at
     rank,world = 0,1 # of several processes that share each batch: this one, and how many
-    def __init__(self, dataset, *args, num_workers=0, **kwargs): super().__init__(dataset, *args, num_workers=0, **kwargs); self.ys = {} # labels that were read
+    def __init__(self, dataset, *args, num_workers=0, **kwargs): super().__init__(dataset, *args, num_workers=0, **kwargs); self.ys = {} # labels that were read, as plain numbers: small tensors would scatter the heap
     def create_item(self, s): return s or 0
     def retain(self, res, b): return res
     def create_batch(self, b):
         if len(b)%self.world: raise M3dvError(f"a batch of {len(b)} nodules cannot be shared by {self.world} processes; expected a multiple")
         (xs,*ys),n = self.dataset.tls,len(b)//self.world
         b = b[self.rank*n:][:n]
-        for i in set(b)-self.ys.keys(): self.ys[i] = [y[i] for y in ys]
+        for i in set(b)-self.ys.keys(): self.ys[i] = [y[i].tolist() for y in ys]
         opener = first(xs.tfms.fs, lambda f: isinstance(f, OpenNodule))
         x = opener.batch([xs.items[i] for i in b]); x.epoch = self.epoch
-        return (x, *map(torch.stack, zip(*[self.ys[i] for i in b])))
+        return (x, *[TensorCategory(torch.tensor(y)) for y in zip(*[self.ys[i] for i in b])])
 
 # %% ../nbs/05_loaders.ipynb #ef0cc7b7
 @patch(as_prop=True)
