@@ -16,7 +16,7 @@ statuses = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Produ
 py_versions = '3.10 3.11 3.12 3.13'.split()
 
 requirements = shlex.split(cfg.get('requirements', ''))
-dev_requirements = shlex.split(cfg.get('dev_requirements', ''))
+extras = {k.removesuffix('_requirements'):shlex.split(v) for k,v in cfg.items() if k.endswith('_requirements')}
 min_python = cfg['min_python']
 
 setuptools.setup(
@@ -32,7 +32,7 @@ setuptools.setup(
     packages = setuptools.find_packages(include=[cfg['lib_path'], cfg['lib_path']+'.*']),
     include_package_data = True,
     install_requires = requirements,
-    extras_require = {'dev': dev_requirements, 'distributed': cfg.get('distributed_requirements', '').split()},
+    extras_require = extras,
     python_requires = '>=' + min_python,
     long_description = open('README.md', encoding='utf8').read(),
     long_description_content_type = 'text/markdown',

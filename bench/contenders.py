@@ -1,6 +1,7 @@
-"""What is compared: m3dv and its peers, each in the form that its own tutorials use. One contender runs in one process, started by speed.py.
+"""What is compared: m3dv and its peers, each in the form that its own tutorials use. speed.py starts one process for each.
 
-A contender is a function of the options. It prepares itself, warms up, and gives back a function that does one round and returns (amount, seconds).
+A contender is a function of the options. It prepares itself, warms up, and gives back a function
+that does one round and returns (amount, seconds).
 
     python bench/contenders.py NAME OPTIONS     answers each line `go` on its standard input with a line of JSON
 """
@@ -18,14 +19,14 @@ def clock(f, *args):
 
 def labelled(o):
     "Files and labels of the training folder, as lists"
-    from m3dv.data import competition
-    df = competition(o['data']).train
+    from m3dv.data import read_competition
+    df = read_competition(o['data']).train
     return list(df.path), df.label.tolist()
 
 def split(o):
     "Files and labels outside fold `fold`, and those inside it: the folds of m3dv, so that all train on the same nodules"
-    from m3dv.data import assign_folds, competition
-    df = competition(o['data']).train
+    from m3dv.data import assign_folds, read_competition
+    df = read_competition(o['data']).train
     folds = assign_folds(df, 5, 0)
     return [list(zip(d.path, d.label)) for d in (df[folds!=o.get('fold', 0)], df[folds==o.get('fold', 0)])]
 
@@ -46,11 +47,13 @@ def stock_net(nf=32, stride=1, k=16, blocks=(4,4), bottleneck=2, theta=.5, bias=
         def __init__(self, c):
             super().__init__()
             self.norm1,self.relu1,self.conv1 = nn.BatchNorm3d(c, **bn),nn.ReLU(inplace=True),nn.Conv3d(c, bottleneck*k, 1, bias=False)
-            self.norm2,self.relu2,self.conv2 = nn.BatchNorm3d(bottleneck*k, **bn),nn.ReLU(inplace=True),nn.Conv3d(bottleneck*k, k, 3, padding=1, bias=bias)
+            self.norm2,self.relu2 = nn.BatchNorm3d(bottleneck*k, **bn),nn.ReLU(inplace=True)
+            self.conv2 = nn.Conv3d(bottleneck*k, k, 3, padding=1, bias=bias)
         def forward(self, x): return torch.cat([self.conv2(self.relu2(self.norm2(self.conv1(self.relu1(self.norm1(x)))))), x], 1)
     class Transition(nn.Sequential):
         def __init__(self, c, c_out):
-            super().__init__(OrderedDict(norm=nn.BatchNorm3d(c, **bn), relu=nn.ReLU(inplace=True), conv=nn.Conv3d(c, c_out, 1, bias=bias), pool=nn.AvgPool3d(2)))
+            super().__init__(OrderedDict(norm=nn.BatchNorm3d(c, **bn), relu=nn.ReLU(inplace=True),
+                                         conv=nn.Conv3d(c, c_out, 1, bias=bias), pool=nn.AvgPool3d(2)))
     class DenseNet(nn.Module):
         def __init__(self):
             super().__init__()
@@ -72,12 +75,14 @@ def twin(name):
     torch.manual_seed(0)
     ours,stock = NETS[name](),stock_net(**STOCK[name])
     a,b = ours.state_dict(),stock.state_dict()
-    if [v.shape for v in a.values()]!=[v.shape for v in b.values()]: raise SystemExit(f"the {name} network of m3dv and the one in plain PyTorch have not the same tensors in the same order")
+    if [v.shape for v in a.values()]!=[v.shape for v in b.values()]:
+        raise SystemExit(f"the {name} network of m3dv and the one in plain PyTorch have not the same tensors in the same order")
     stock.load_state_dict(dict(zip(b, a.values())))
     return ours, stock
 
 def network(name):
-    "A network by name: NAME is m3dv's as its Learner lays it out, 'stock NAME' and 'stock NAME channels last' are plain PyTorch, 'monai' is MONAI's DenseNet121"
+    """A network by name: NAME is m3dv's as its Learner lays it out, 'stock NAME' and 'stock NAME channels last' are plain PyTorch,
+    'monai' is MONAI's DenseNet121"""
     import torch
     if name=='monai': from monai.networks.nets import DenseNet121; return DenseNet121(spatial_dims=3, in_channels=1, out_channels=2)
     ours,stock = twin(name.split()[1] if name.startswith('stock') else name)
@@ -111,8 +116,8 @@ def load_m3dv(o):
     return go
 
 def files(o):
-    from m3dv.data import competition
-    c = competition(o['data'])
+    from m3dv.data import read_competition
+    c = read_competition(o['data'])
     return (list(c.train.path)+list(c.test.path))[:o.get('n')]
 
 def monai_read():
@@ -121,12 +126,14 @@ def monai_read():
     from monai.transforms import CenterSpatialCropd, CropForegroundd, EnsureChannelFirstd, LoadImaged
     return [LoadImaged('image', reader=NumpyReader(npz_keys='voxel')), LoadImaged('seg', reader=NumpyReader(npz_keys='seg')),
         EnsureChannelFirstd(KEYS, channel_dim='no_channel'),
-        CropForegroundd(KEYS, source_key='seg', margin=INNER//2, mode=('edge','constant'), start_coord_key=None, end_coord_key=None), CenterSpatialCropd(KEYS, INNER)]
+        CropForegroundd(KEYS, source_key='seg', margin=INNER//2, mode=('edge','constant'), start_coord_key=None, end_coord_key=None),
+        CenterSpatialCropd(KEYS, INNER)]
 
 def monai_cache(items, *tfms, threads=1):
     from monai.data import CacheDataset
     from monai.transforms import Compose
-    return CacheDataset([dict(image=str(f), seg=str(f), label=int(y)) for f,y in items], Compose([*monai_read(), *tfms]), num_workers=threads, progress=False)
+    return CacheDataset([dict(image=str(f), seg=str(f), label=int(y)) for f,y in items], Compose([*monai_read(), *tfms]),
+                        num_workers=threads, progress=False)
 
 def load_monai(o):
     fs = [(f,0) for f in files(o)]
@@ -174,10 +181,13 @@ def aug_m3dv(o):
     return aug_rounds(lambda: resample(x, draw_aug(a, len(x), 0, next(epoch)), SIDE), len(x), o)
 
 def monai_random(lazy=False):
-    "Flips and affine map: the angles, shifts and zooms have the ranges of the default recipe; the zoom is drawn for each axis, shifts are not whole voxels"
+    """Flips and affine map: the angles, shifts and zooms have the ranges of the default recipe; the zoom is drawn for each axis,
+    shifts are not whole voxels"""
     from monai.transforms import RandAffined, RandFlipd
-    return [RandFlipd(KEYS, prob=.5, spatial_axis=i) for i in range(3)] + [RandAffined(KEYS, spatial_size=(SIDE,)*3, prob=1., rotate_range=(math.radians(DEGREES),)*3,
-        translate_range=(SHIFT,)*3, scale_range=(ZOOM,)*3, mode=('bilinear','nearest'), padding_mode=('border','zeros'), cache_grid=not lazy)]
+    return [RandFlipd(KEYS, prob=.5, spatial_axis=i) for i in range(3)] + [RandAffined(
+        KEYS, spatial_size=(SIDE,)*3, prob=1., rotate_range=(math.radians(DEGREES),)*3,
+        translate_range=(SHIFT,)*3, scale_range=(ZOOM,)*3, mode=('bilinear','nearest'), padding_mode=('border','zeros'),
+        cache_grid=not lazy)]
 
 def aug_monai(o):
     from monai.data import MetaTensor, list_data_collate, set_track_meta
@@ -207,11 +217,13 @@ def aug_torchio(o):
 def recipe(o):
     "The recipe of the options, on a share of the nodules where only the rate is asked for"
     from dataclasses import replace
-    from m3dv.learner import load_recipe
-    r = load_recipe(o['recipe']); return replace(r, bs=o.get('bs', r.bs), share=o.get('share', 1.))
+    from m3dv.recipe import load_recipe
+    r = load_recipe(o['recipe']); return replace(r, bs=o.get('bs', r.bs), train_frac=o.get('share', 1.))
 
 def fit_m3dv(o):
-    "Epochs as `train_fold` trains them: the loaders, the Learner and the recipe's own schedule; the clock runs while the training batches are gone through"
+    """Epochs as `train_fold` trains them: the loaders, the Learner and the recipe's own schedule;
+    the clock runs while the training batches are gone through"""
+    from dataclasses import replace
     from fastai.callback.core import Callback, CancelTrainException
     from m3dv.core import set_seed
     from m3dv.learner import fit_recipe, get_learner
@@ -226,8 +238,7 @@ def fit_m3dv(o):
         def after_train(self): self.result = self.n,time.perf_counter()-self.t
     r,c = recipe(o),Clock()
     set_seed(o.get('fold', 0), reproducible=True)
-    dls = get_dls(o['data'], o.get('fold', 0), r.n_folds, 0, r.group, r.side, r.margin, r.mask, r.aug, r.bs, 'cpu', r.share, show=False)
-    learn = get_learner(dls, r, cbs=c)
+    learn = get_learner(get_dls(o['data'], o.get('fold', 0), replace(r, seed=0), device='cpu', progress=False), cbs=c)
     def go(limit=o.get('limit')):
         c.limit = limit
         with learn.no_bar(), learn.no_logging(): fit_recipe(learn, 1)
@@ -237,10 +248,10 @@ def fit_m3dv(o):
 def fit_stock(o):
     "The same in plain PyTorch: crops as one tensor, a batch resampled by `affine_grid` and `grid_sample`, MixUp, and a loop; no framework"
     import numpy as np, torch, torch.nn.functional as F
-    from m3dv.data import read_nodule, take_share, assign_folds, competition
+    from m3dv.data import read_nodule, take_frac, assign_folds, read_competition
     from m3dv.transforms import cut_crop
-    r,df = recipe(o),competition(o['data']).train
-    used = assign_folds(df, r.n_folds, 0)!=o.get('fold', 0); used[used] = take_share(df.label[used], r.share, 0)
+    r,df = recipe(o),read_competition(o['data']).train
+    used = assign_folds(df, r.n_folds, 0)!=o.get('fold', 0); used[used] = take_frac(df.label[used], r.train_frac, 0)
     x = torch.from_numpy(np.stack([np.stack(cut_crop(*read_nodule(f), r.side+2*r.margin)).astype(np.uint8) for f in df.path[used]]))
     y = torch.tensor(df.label[used].tolist())
     net = network(o['net']); last = o['net'].endswith('channels last')
@@ -266,7 +277,10 @@ def plain_augment(x, aug, side):
     n,S = len(x),x.shape[-1]
     u = lambda *s: torch.rand(*s)*2-1
     R = symmetry_matrix(torch.randint(SYMMETRIES[aug.symmetry], (n,)))
-    if aug.rotate: K = torch.zeros(n,3,3); K[:,0,1],K[:,0,2],K[:,1,2] = (u(n,3)*math.radians(aug.rotate)).T; R = R@torch.linalg.matrix_exp(K-K.mT)
+    if aug.rotate:
+        K = torch.zeros(n,3,3)
+        K[:,0,1],K[:,0,2],K[:,1,2] = (u(n,3)*math.radians(aug.rotate)).T
+        R = R@torch.linalg.matrix_exp(K-K.mT)
     if aug.zoom: R = R/(1+u(n,1,1)*aug.zoom)
     th = torch.cat([R*(side-1), 2*torch.randint(-aug.shift, aug.shift+1, (n,3,1))], 2)/(S-1)
     grid = F.affine_grid(th, (n,1,side,side,side), align_corners=True)
@@ -294,7 +308,8 @@ def monai_loader(items, train=True, bs=16):
     from monai.data import DataLoader, set_track_meta
     from monai.transforms import CenterSpatialCropd, MaskIntensityd, ScaleIntensityRanged
     set_track_meta(False)
-    ds = monai_cache(items, ScaleIntensityRanged('image', 0, 255, 0, 1), *(monai_random() if train else [CenterSpatialCropd(KEYS, SIDE)]), MaskIntensityd('image', mask_key='seg'))
+    tfms = monai_random() if train else [CenterSpatialCropd(KEYS, SIDE)]
+    ds = monai_cache(items, ScaleIntensityRanged('image', 0, 255, 0, 1), *tfms, MaskIntensityd('image', mask_key='seg'))
     return DataLoader(ds, batch_size=bs, shuffle=train, num_workers=1, drop_last=train)
 
 def fit_monai(o):
@@ -314,9 +329,9 @@ def fit_torchio(o):
 
 def start_m3dv(o):
     "Seconds from the imports to the first augmented batch"
-    from m3dv.learner import get_learner
+    from m3dv.learner import get_learner # noqa: F401, imported as a training would
     from m3dv.loaders import get_dls
-    def go(): return 1, clock(lambda: get_dls(o['data'], show=False, device='cpu', **store_kw(o)).one_batch())[1]
+    def go(): return 1, clock(lambda: get_dls(o['data'], progress=False, device='cpu', **store_kw(o)).one_batch())[1]
     return go
 
 def start_monai(o):
@@ -333,7 +348,7 @@ def start_monai(o):
 
 def start_monai_cache(o):
     "The same for CacheDataset, which reads all files at each start"
-    import monai.data, monai.transforms
+    import monai.data, monai.transforms # noqa: F401, imported before the clock starts
     items = split(o)[0]
     return lambda: (1, clock(lambda: next(iter(monai_loader(items))))[1])
 
@@ -346,18 +361,19 @@ def large(o):
     "Seconds to the loaders, and of an epoch's batches without a network; the limit of memory leaves all crops on disk, however few"
     from m3dv.loaders import get_dls
     def go():
-        dls,t = clock(lambda: get_dls(o['data'], show=False, device='cpu', memory=.05, **store_kw(o)))
+        dls,t = clock(lambda: get_dls(o['data'], progress=False, device='cpu', memory=.05, **store_kw(o)))
         return (len(dls.store), t) if o['what']=='get_dls' else (len(dls.train)*dls.bs, clock(lambda: [None for _ in dls.train])[1])
     return go
 
 # ---------------------------------------------------------------- from the folder to a submission
 
 def five_monai(o):
-    "What `m3dv_train` does, with MONAI and its DenseNet121: a network per fold, the mean of the five as submission, and the table of out-of-fold predictions; one view a nodule"
+    """What `m3dv_train` does, with MONAI and its DenseNet121: a network per fold, the mean of the five as submission, and the table of
+    out-of-fold predictions; one view a nodule"""
     import pandas as pd, torch
-    from m3dv.data import competition
-    from m3dv.learner import load_recipe
-    c,epochs = competition(o['data']),o.get('epochs') or load_recipe('default').epochs
+    from m3dv.data import read_competition
+    from m3dv.recipe import load_recipe
+    c,epochs = read_competition(o['data']),o.get('epochs') or load_recipe('default').epochs
     def run():
         ps,oof = [],[]
         for k in range(5):
@@ -365,7 +381,8 @@ def five_monai(o):
             go = loop(net, monai_loader(tr), lambda b: (b['image'], b['label']))
             loaders = [monai_loader(i, False, 64) for i in (va, [(f,0) for f in c.test.path])]
             for _ in range(epochs): go(); p = predict(net, loaders[0])
-            oof.append(pd.DataFrame(dict(name=[f.stem for f,_ in va], label=[y for _,y in va], repeat=0, fold=k, seed=0, recipe='MONAI, DenseNet121', p=p.double().tolist())))
+            oof.append(pd.DataFrame(dict(name=[f.stem for f,_ in va], label=[y for _,y in va], repeat=0, fold=k, seed=0,
+                                         recipe='MONAI, DenseNet121', p=p.double().tolist())))
             ps.append(predict(net, loaders[1]))
         p = torch.stack(ps).mean(0)
         pd.DataFrame(dict(name=c.test.name, predicted=p.tolist())).to_csv(Path(o['out'])/'submission.csv', index=False)
@@ -378,14 +395,17 @@ def five_monai(o):
 # ---------------------------------------------------------------- do they do the same work?
 
 def agree(o):
-    "Differences where there must be none: identity, flip, rotation, crop round the mask, and the networks. Each row: what, who, figure, value, limit"
+    """Differences where there must be none: identity, flip, rotation, crop round the mask, and the networks.
+    Each row: what, who, figure, value, limit"""
     import numpy as np, torch, torchio as tio
     from monai.transforms import Affined, Flipd
     from m3dv.data import read_nodule
-    from m3dv.transforms import Draw, cut_crop, resample
+    from m3dv.transforms import AugParams, cut_crop, resample
     x,a = cubes(o, 1)[0],math.radians(8)
     t = lambda *v: torch.tensor([v])
-    def ours(sym=0, angle=(0,0,0), shift=(0,0,0), zoom=1.): return [v[0] for v in resample(x[None], Draw(t(sym)[0], t(*map(float, shift)), t(*map(float, angle)), *[t(zoom)[0]]*3, t(0.)[0], t(0)[0]), SIDE)]
+    def ours(sym=0, angle=(0,0,0), shift=(0,0,0), zoom=1.):
+        params = AugParams(t(sym)[0], t(*map(float, shift)), t(*map(float, angle)), *[t(zoom)[0]]*3, t(0.)[0], t(0)[0])
+        return [v[0] for v in resample(x[None], params, SIDE)]
     def monai(k=None, **kw):
         d = dict(image=x[:1].float(), seg=x[1:].float())
         if k is not None: d = Flipd(KEYS, k)(d)
@@ -407,26 +427,34 @@ def agree(o):
         same('flip', who, ours(4), f(0), 1e-3)
     same('rotation by 8 degrees', 'MONAI', r:=ours(angle=(a,0,0)), best(r, [monai(rotate_params=(s*a,0,0)) for s in (1,-1)]), 1e-3)
     same('rotation by 8 degrees', 'TorchIO', r, best(r, [torchio(degrees=(s*8,0,0)) for s in (1,-1)]), 1e-3)
-    same('shift by 1, 2, 3', 'MONAI', r:=ours(shift=(1,2,3)), best(r, [monai(translate_params=[s*i for i in (1,2,3)]) for s in (1,-1)]), 1e-3)
+    r = ours(shift=(1,2,3))
+    same('shift by 1, 2, 3', 'MONAI', r, best(r, [monai(translate_params=[s*i for i in (1,2,3)]) for s in (1,-1)]), 1e-3)
     same('shift by 1, 2, 3', 'TorchIO', r, best(r, [torchio(translation=[s*i for i in (1,2,3)]) for s in (1,-1)]), 1e-3)
     same('zoom by 1.07', 'MONAI', r:=ours(zoom=1.07), best(r, [monai(scale_params=(s,)*3) for s in (1.07,1/1.07)]), 1e-3)
     same('zoom by 1.07', 'TorchIO', r, best(r, [torchio(scales=s) for s in (1.07,1/1.07)]), 1e-3)
     fs = files(o)[:40]; want = [np.stack(cut_crop(*read_nodule(f), INNER)) for f in fs]
     eq = lambda got: 1-float(np.mean([(np.asarray(a)==b).all() for a,b in zip(got, want)]))
-    rows.append(('crop round the mask', 'MONAI', 'share of nodules whose crop differs', eq([np.concatenate([d['image'], d['seg']]) for d in monai_cache([(f,0) for f in fs])]), .2))
+    cut_monai = [np.concatenate([d['image'], d['seg']]) for d in monai_cache([(f,0) for f in fs])]
+    rows.append(('crop round the mask', 'MONAI', 'share of nodules whose crop differs', eq(cut_monai), .2))
     cut = tio.CropOrPad(INNER, mask_name='seg', padding_mode='edge')
-    rows.append(('crop round the mask', 'TorchIO', 'share of nodules whose crop differs', eq([np.concatenate([s['image'].data, s['seg'].data]) for s in tio.SubjectsDataset(subjects([(f,0) for f in fs]), cut)]), .2))
+    cut_torchio = [np.concatenate([s['image'].data, s['seg'].data]) for s in tio.SubjectsDataset(subjects([(f,0) for f in fs]), cut)]
+    rows.append(('crop round the mask', 'TorchIO', 'share of nodules whose crop differs', eq(cut_torchio), .2))
     for k in STOCK: rows += alike(k)
     return lambda: rows
 
 def alike(name):
-    "Logits and gradients of m3dv's network and of the one in plain PyTorch, in training, in float64: in float32 rounding turns the sign of a value near 0 here and there, and a ReLU's gradient with it"
+    """Logits and gradients of m3dv's network and of the one in plain PyTorch, in training, in float64:
+    in float32 rounding turns the sign of a value near 0 here and there, and a ReLU's gradient with it"""
     import torch, torch.nn.functional as F
     g = torch.Generator().manual_seed(1); x,y = (torch.rand(4, 1, SIDE, SIDE, SIDE, generator=g)*2-1).double(),torch.arange(4)%2
-    def run(net): out = net.double()(x); F.cross_entropy(out, y).backward(); return out, torch.cat([p.grad.flatten() for p in net.parameters()])
+    def run(net):
+        out = net.double()(x)
+        F.cross_entropy(out, y).backward()
+        return out, torch.cat([p.grad.flatten() for p in net.parameters()])
     (a,da),(b,db) = map(run, nets:=twin(name))
     n = [sum(p.numel() for p in net.parameters()) for net in nets]
-    return [(f'{name} network', 'plain PyTorch', 'logits, largest difference', float((a-b).abs().max()), 1e-9), (f'{name} network', 'plain PyTorch', 'gradient, relative difference', float((da-db).norm()/da.norm()), 1e-9),
+    return [(f'{name} network', 'plain PyTorch', 'logits, largest difference', float((a-b).abs().max()), 1e-9),
+            (f'{name} network', 'plain PyTorch', 'gradient, relative difference', float((da-db).norm()/da.norm()), 1e-9),
         (f'{name} network', 'plain PyTorch', f'parameters less m3dv\'s {n[0]:,}', n[1]-n[0], 0)]
 
 # ---------------------------------------------------------------- where a training step spends its time

@@ -1,5 +1,5 @@
 """The README renderer and the tutorial page"""
-import base64, json, re, sys
+import base64, json, sys
 from pathlib import Path
 import pytest
 
@@ -16,8 +16,8 @@ FIG = "HTML(go.Figure(go.Scatter(x=[1,2], y=[1,2])).to_html(full_html=False, inc
 
 def test_page_is_whole(tmp_path):
     "Two figures, one plotly.js, a picture, nothing from elsewhere, and the variables that were given"
-    f = notebook(tmp_path/'a.ipynb', 'import os, matplotlib.pyplot as plt, plotly.graph_objects as go\nfrom IPython.display import HTML', FIG.format('a'), FIG.format('b'),
-                 '%matplotlib inline\nplt.plot([1,2]);', "os.environ['M3DV_DATA']")
+    f = notebook(tmp_path/'a.ipynb', 'import os, matplotlib.pyplot as plt, plotly.graph_objects as go\nfrom IPython.display import HTML',
+                 FIG.format('a'), FIG.format('b'), '%matplotlib inline\nplt.plot([1,2]);', "os.environ['M3DV_DATA']")
     tutorial.write(f, tmp_path/'a.html', env=dict(M3DV_DATA='the folder'))
     html = (tmp_path/'a.html').read_text(encoding='utf-8')
     assert html.count('Plotly.newPlot(')==2 and html.count('plotly.js v')==1
@@ -25,14 +25,17 @@ def test_page_is_whole(tmp_path):
 
 def test_failing_cell_is_named(tmp_path):
     f = notebook(tmp_path/'a.ipynb', '1+1', 'open("nowhere.csv")')
-    with pytest.raises(tutorial.CellFailed, match=r'cell 2 of 2 \(open\("nowhere.csv"\)\) failed\nFileNotFoundError'): tutorial.write(f, tmp_path/'a.html')
+    with pytest.raises(tutorial.CellFailed, match=r'cell 2 of 2 \(open\("nowhere.csv"\)\) failed\nFileNotFoundError'):
+        tutorial.write(f, tmp_path/'a.html')
     assert not (tmp_path/'a.html').exists()
 
-@pytest.mark.parametrize('tag', ['<script src="https://a.b/c.js"></script>', "<img src='//a.b/c.png'>", '<link rel=stylesheet href="http://a.b/c.css">'])
+@pytest.mark.parametrize('tag', [
+    '<script src="https://a.b/c.js"></script>', "<img src='//a.b/c.png'>", '<link rel=stylesheet href="http://a.b/c.css">'])
 def test_outside_is_seen(tag): assert tutorial.outside(f'<p>{tag}</p>')
 
 @pytest.mark.parametrize('md,want', [
-    ('[a](00_core.ipynb#x)', '[a](nbs/00_core.ipynb#x)'), ('[a](../LICENSE)', '[a](LICENSE)'), ('![](images/a.png)', '![](nbs/images/a.png)'),
+    ('[a](00_core.ipynb#x)', '[a](nbs/00_core.ipynb#x)'), ('[a](../LICENSE)', '[a](LICENSE)'),
+    ('![](images/a.png)', '![](nbs/images/a.png)'),
     ('<img src="images/a.png">', '<img src="nbs/images/a.png">'), ('[a](#x)', '[a](#x)'), ('[a](https://a.b/c)', '[a](https://a.b/c)'),
     ('`[a](b.ipynb)`', '`[a](b.ipynb)`'), ('```\n[a](b.ipynb)\n```', '```\n[a](b.ipynb)\n```')])
 def test_relink(md, want): assert readme.relink(md)==want
@@ -41,4 +44,5 @@ def test_output():
     images = {}
     assert readme.output(dict(output_type='stream', text=['a\n', 'b\n']), images)=='```text\na\nb\n```'
     assert readme.output(dict(data={'text/plain':['```']}), images)=='````text\n```\n````'
-    assert readme.output(dict(data={'image/png':base64.b64encode(b'x').decode()}), images)=='![](nbs/images/index_0.png)' and images=={'nbs/images/index_0.png':b'x'}
+    assert readme.output(dict(data={'image/png':base64.b64encode(b'x').decode()}), images)=='![](nbs/images/index_0.png)'
+    assert images=={'nbs/images/index_0.png':b'x'}

@@ -26,8 +26,8 @@ def nodules(data):
 def whole(data, n, n_test):
     "Are the synthetic nodules of an earlier run all there?"
     from m3dv.core import M3dvError
-    from m3dv.data import competition
-    try: c = competition(data)
+    from m3dv.data import read_competition
+    try: c = read_competition(data)
     except M3dvError: return False
     return (len(c.train), len(c.test))==(n, n_test)
 
@@ -39,14 +39,17 @@ def main(data, out, epochs=None, folds=None):
     print('Measuring the speed of this machine …', flush=True)
     from m3dv.core import pick_device
     from m3dv.crossval import estimate
-    from m3dv.learner import RECIPES
+    from m3dv.recipe import RECIPES
     r = RECIPES['default']
     r = replace(r, epochs=epochs or r.epochs, n_folds=folds or r.n_folds)
     n,n_test = nodules(data)
-    # a file takes some hundredths of a second to write or read, and starting a program some ten seconds; the tutorial trains one fold for at most six epochs
-    files,train,tut = .15*(n+n_test)*(not data)+.02*(n+n_test)+15, estimate(n, n_test, r)+15, estimate(n, 0, replace(r, epochs=min(r.epochs,6)), jobs=1, n_folds=1)+40
-    print(f"{n} labelled and {n_test} unlabelled nodules, {r.n_folds} folds of {r.epochs} epochs on {pick_device().type}. Three steps: the files (about {minutes(files)}), "
-          f"training (about {minutes(train)}), the tutorial (about {minutes(tut)}). All together about {minutes(files+train+tut)}.", flush=True)
+    # a file takes some hundredths of a second to write or read, a program some ten seconds to start;
+    # the tutorial trains one fold for at most six epochs
+    files,train = .15*(n+n_test)*(not data)+.02*(n+n_test)+15,estimate(n, n_test, r)+15
+    tut = estimate(n, 0, replace(r, epochs=min(r.epochs,6)), jobs=1, n_folds=1)+40
+    print(f"{n} labelled and {n_test} unlabelled nodules, {r.n_folds} folds of {r.epochs} epochs on {pick_device().type}. "
+          f"Three steps: the files (about {minutes(files)}), training (about {minutes(train)}), the tutorial (about {minutes(tut)}). "
+          f"All together about {minutes(files+train+tut)}.", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     print('\n1/3 The files', flush=True)
     if not data:
@@ -56,7 +59,7 @@ def main(data, out, epochs=None, folds=None):
     program('m3dv_audit', data, '--out', out/'audit.csv')
     print('\n2/3 Training', flush=True)
     flags = [o for f,v in (('--epochs', epochs), ('--folds', folds)) if v for o in (f, v)]
-    again = '--resume' if (out/'recipe.json').is_file() and data!=out/'data' else '--force'      # a run on one's own nodules is gone on with, not replaced
+    again = '--resume' if (out/'recipe.json').is_file() and data!=out/'data' else '--force' # a run on one's own nodules is resumed
     program('m3dv_train', '--data', data, '--out', out, again, *flags)
     print('\n3/3 The tutorial', flush=True)
     tutorial.write(TUTORIAL, out/'tutorial.html', env=dict(M3DV_DATA=str(data), M3DV_OUT=str(out)))

@@ -26,7 +26,8 @@ def run(
     def first(i): return next((l for l in nb.cells[i].source.splitlines() if l.strip() and not l.lstrip().startswith('#|')), '')[:90]
     def begin(cell, cell_index):
         now[0] = cell_index
-        if cell_index in code: print(f"  cell {code.index(cell_index)+1}/{len(code)}  {time.time()-start:5.0f} s  {first(cell_index)}", flush=True)
+        if cell_index not in code: return
+        print(f"  cell {code.index(cell_index)+1}/{len(code)}  {time.time()-start:5.0f} s  {first(cell_index)}", flush=True)
     client = NotebookClient(nb, timeout=timeout, kernel_name='python3', on_cell_start=begin, extra_arguments=['--IPKernelApp.log_level=40'],
                             resources={'metadata':{'path':str(Path(path).resolve().parent)}})
     try: client.execute()
@@ -47,7 +48,8 @@ def to_html(
     nb.cells = [c for c in nb.cells if not (c.cell_type=='code' and c.source.lstrip().startswith('#| hide'))]
     for c in nb.cells:
         if c.cell_type=='code': c.outputs = [o for o in c.outputs if '<progress' not in ''.join(o.get('data', {}).get('text/html', ''))]
-    html,_ = HTMLExporter(template_name='lab', embed_images=True, require_js_url='', mathjax_url='').from_notebook_node(nb, resources={'metadata':{'name':title}})
+    exporter = HTMLExporter(template_name='lab', embed_images=True, require_js_url='', mathjax_url='')
+    html,_ = exporter.from_notebook_node(nb, resources={'metadata':{'name':title}})
     html = _SHEET.sub('', _EMPTY.sub('', _MODULE.sub('', _CDN.sub('', html))))
     if 'Plotly.' in html:
         head,body = html.split('</head>', 1)
@@ -56,7 +58,8 @@ def to_html(
 
 def outside(html):
     "Addresses that a page would load from elsewhere"
-    tags = re.findall(r'<(?:script|link|img|iframe|source|video|audio)\b[^>]*>', re.sub(r'(<script\b[^>]*>).*?</script>', r'\1', html, flags=re.S|re.I), flags=re.I)
+    html = re.sub(r'(<script\b[^>]*>).*?</script>', r'\1', html, flags=re.S|re.I)
+    tags = re.findall(r'<(?:script|link|img|iframe|source|video|audio)\b[^>]*>', html, flags=re.I)
     return [t for t in tags if re.search(r'\b(?:src|href)\s*=\s*["\']?(?:https?:)?//', t, flags=re.I)]
 
 def write(path, dest, env=None):
