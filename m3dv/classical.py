@@ -38,10 +38,10 @@ _SHAPE = dict(
     sphericity='area of a ball of the same volume over its own area, 1 for a ball',
     convexity='area of the convex hull over its own area, 1 where convex',
     solidity='volume over that of the convex hull, 1 where convex',
-    extent='share of the bounding box that the mask fills',
+    extent='fraction of the bounding box that the mask fills',
     elongation='second principal axis over the first',
     flatness='third principal axis over the first',
-    largest='share of the mask in its largest piece')
+    largest='fraction of the mask in its largest component')
 
 # %% ../nbs/16_classical.ipynb #f30246cd
 _GREY = dict(
@@ -144,7 +144,7 @@ def _grey_features(
         core=v[deep].mean()-v[rest].mean() if rest.any() else 0., edge=edge.mean())
 
 # %% ../nbs/16_classical.ipynb #f9773e5d
-_DIRECTIONS = [(d,h,w) for d in (-1,0,1) for h in (-1,0,1) for w in (-1,0,1) if (d,h,w)>(0,0,0)] # to one of each two opposite neighbours
+_DIRECTIONS = [(d,h,w) for d in (-1,0,1) for h in (-1,0,1) for w in (-1,0,1) if (d,h,w)>(0,0,0)] # one of each opposite two
 
 def _glcm(
     q:np.ndarray, # levels 0 to _LEVELS-1, integers, (D,H,W)
@@ -281,4 +281,5 @@ def baselines(
     def one(k, i, s):
         p = oof_proba(BASELINES[k](s), x, df.label.values, folds[s], r.train_frac, s)
         return df[['name','label']].assign(repeat=i, fold=folds[s], seed=s, recipe=k, p=p)
-    return pd.concat([one(*o) for o in track([(k,i,s) for k in BASELINES for i,s in enumerate(ss)], progress)], ignore_index=True)
+    todo = [(k,i,s) for k in BASELINES for i,s in enumerate(ss)]
+    return pd.concat([one(*o) for o in track(todo, progress)], ignore_index=True)

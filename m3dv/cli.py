@@ -29,13 +29,15 @@ from typing import get_args
 def _add_option(p, k, o, first):
     "Add a parameter of a command to its parser"
     kinds = [t for t in (get_args(o.anno) or (o.anno,)) if t is not type(None)]
-    text = (o.docment or '').replace('%', '%%') + ('' if o.default in (None, False, inspect.Parameter.empty) else f" (default: {o.default})")
+    text = (o.docment or '').replace('%', '%%')
+    if o.default is not None and o.default is not False and o.default is not inspect.Parameter.empty: text += f" (default: {o.default})"
     many = dict(nargs='+') if kinds[0] is list else {}
     if kinds[0] is bool: p.add_argument(f'--{k}', action='store_true', help=text); return
     if first: p.add_argument(f'{k}_', metavar=k, nargs='*' if many else '?', help=f"{text}; also as --{k}")
     default = None if o.default is inspect.Parameter.empty else o.default
     p.add_argument(f'--{k}', type=str if many else kinds[0], default=default, help=argparse.SUPPRESS if first else text, **many)
 
+# %% ../nbs/24_cli.ipynb #1f8c80f5
 def _parser(f):
     "The parser of a command, made from its signature"
     p = argparse.ArgumentParser(f.__name__, description=f.__doc__, allow_abbrev=False)
@@ -47,7 +49,7 @@ def _parser(f):
 def _read_options(f, argv):
     "The arguments of a command as given on the command line"
     p,first = _parser(f),next(iter(inspect.signature(f).parameters))
-    args = vars(p.parse_args(argv)); bare = args.pop(f'{first}_')
+    args = vars(p.parse_intermixed_args(argv)); bare = args.pop(f'{first}_')
     if bare and args[first]: p.error(f"{first} is given twice, as {bare} and as --{first} {args[first]}")
     args[first] = bare or args[first]
     if not args[first]: p.error(f"{first} is missing; give a folder")
@@ -63,11 +65,13 @@ def _like_ctrl_c():
     try: yield
     finally: signal.signal(signal.SIGTERM, was)
 
+# %% ../nbs/24_cli.ipynb #0d878c6a
 def _again(f, args):
     "The line that resumes a command that was stopped"
     ps = inspect.signature(f).parameters
     given = {k:v for k,v in args.items() if v!=ps[k].default and k not in ('resume','force')}
-    return ' '.join([f.__name__] + [f'--{k}' + ('' if v is True else f' {shlex.quote(str(v))}') for k,v in given.items()] + ['--resume'])
+    words = [f'--{k}' + ('' if v is True else f' {shlex.quote(str(v))}') for k,v in given.items()]
+    return ' '.join([f.__name__, *words, '--resume'])
 
 # %% ../nbs/24_cli.ipynb #ceb751c2
 _PLAIN = {'–':'-', '−':'-', '…':'...', '×':'x', '³':'^3', '±':'+-', 'α':'alpha', 'λ':'lambda', '≥':'>=', '≤':'<='}
@@ -78,10 +82,26 @@ def _plain(e):
 
 codecs.register_error('m3dv_plain', _plain)
 
+# %% ../nbs/24_cli.ipynb #bdd3dbf0
 def _any_encoding():
     "Let standard output and standard error write whatever they are given"
     for f in (sys.stdout, sys.stderr):
         if hasattr(f, 'reconfigure'): f.reconfigure(errors='m3dv_plain')
+
+# %% ../nbs/24_cli.ipynb #0f57b4f5
+def _run(f, argv):
+    "Do a command with the words of a command line"
+    def say(s): print(f"{f.__name__}: {s}", file=sys.stderr)
+    args = _read_options(f, argv); _any_encoding()
+    try:
+        with _like_ctrl_c(): f(**args)
+    except KeyboardInterrupt:
+        say("stopped" + (f"; finished folds are kept; to resume: {_again(f, args)}" if 'resume' in args else ''))
+        raise SystemExit(130) from None
+    except Exception as e:
+        from m3dv.core import M3dvError
+        if not isinstance(e, (M3dvError, OSError)): raise
+        say(' '.join(str(e).splitlines())); raise SystemExit(2) from None
 
 # %% ../nbs/24_cli.ipynb #f8ab1160
 _COMMANDS = {}
@@ -90,21 +110,11 @@ def command(
     f:Callable, # its parameters are the options, the first one the folder
 )->Callable: # takes the words of a command line; those of the process if there are none
     "Make a command of a function"
-    def say(s): print(f"{f.__name__}: {s}", file=sys.stderr)
     @wraps(f)
-    def run(argv:list|None=None):
-        args = _read_options(f, argv); _any_encoding()
-        try:
-            with _like_ctrl_c(): f(**args)
-        except KeyboardInterrupt:
-            say("stopped" + (f"; finished folds are kept; to resume: {_again(f, args)}" if 'resume' in args else ''))
-            raise SystemExit(130) from None
-        except Exception as e:
-            from m3dv.core import M3dvError
-            if not isinstance(e, (M3dvError, OSError)): raise
-            say(' '.join(str(e).splitlines())); raise SystemExit(2) from None
+    def run(argv:list|None=None): _run(f, argv)
     del run.__wrapped__
-    run.__signature__ = inspect.Signature([inspect.Parameter('argv', inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=list|None)])
+    argv = inspect.Parameter('argv', inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=list|None)
+    run.__signature__ = inspect.Signature([argv])
     _COMMANDS[f.__name__.removeprefix('m3dv_')] = run
     return run
 
@@ -151,12 +161,14 @@ def _recipe(recipe, **given):
     if r.name in BASELINES: raise M3dvError(f"recipe: name ({r.name}) is that of a baseline; give it another")
     return r
 
+# %% ../nbs/24_cli.ipynb #dfdd9514
 def _refuse_launcher():
     "Folds are trained side by side by the command itself, not by a launcher of several processes"
     from fastai.torch_core import num_distrib
     from m3dv.core import M3dvError
-    if num_distrib()>1: raise M3dvError("started by accelerate launch or torchrun, in several processes, but m3dv_train trains folds side by side "
-        "itself; start it alone, or each --fold as a job; for one network in several processes write a script with m3dv.distributed")
+    if num_distrib()>1:
+        raise M3dvError("started by accelerate launch or torchrun, in several processes, but m3dv_train trains folds side by side "
+            "itself; start it alone, or each --fold as a job; for one network in several processes write a script with m3dv.distributed")
 
 # %% ../nbs/24_cli.ipynb #5cbf1e4c
 @command
@@ -188,8 +200,16 @@ def m3dv_train(
     print(comp, show_splits(comp.train, assign_folds(comp.train, r.n_folds, r.seed, g), g).to_string(), sep='\n', flush=True)
     run = train_run(comp, out, r, fold=fold, device=device, jobs=jobs, resume=resume, force=force)
     print(run)
-    if fold is not None: print(f"when all folds are finished: m3dv_gather {shlex.quote(out)} --data {shlex.quote(data)} --out {shlex.quote(out)}")
+    o,d = shlex.quote(out),shlex.quote(data)
+    if fold is not None: print(f"when all folds are finished: m3dv_gather {o} --data {d} --out {o}")
     elif g: print(f"nodules of one {g} count as independent here: these intervals are too narrow")
+
+# %% ../nbs/24_cli.ipynb #bd3ac3a2
+def _need(**kw):
+    "Refuse a call without its options"
+    from m3dv.core import M3dvError
+    for k,v in kw.items():
+        if not v: raise M3dvError(f"--{k} is missing; --help lists the options")
 
 # %% ../nbs/24_cli.ipynb #8eea44d5
 @command
@@ -209,12 +229,6 @@ def m3dv_gather(
     comp = read_competition(data)
     print(comp, flush=True)
     print(merge_runs(runs, comp, out, seeds, device=device, jobs=jobs, force=force))
-
-def _need(**kw):
-    "Refuse a call without its options"
-    from m3dv.core import M3dvError
-    for k,v in kw.items():
-        if not v: raise M3dvError(f"--{k} is missing; --help lists the options")
 
 # %% ../nbs/24_cli.ipynb #e314b617
 @command

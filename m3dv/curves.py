@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from fastai.learner import Learner
+from fastcore.basics import patch
 from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
 from .core import M3dvError
@@ -21,11 +22,11 @@ def _from_learner(learn):
     keep,rec = getattr(learn, 'keep_history', None), learn.recorder
     names,rows = [n for n in getattr(rec, 'metric_names', ())[1:] if n!='time'], getattr(rec, 'values', ())
     if hasattr(keep, 'rows'): names,rows = keep.names,keep.rows
-    if not len(rows): raise M3dvError("this Learner has no finished epoch; fit it first")
+    if not len(rows): raise M3dvError("this Learner has no finished epoch; fit it first, and look for a learning rate before that")
     if any(len(r)!=len(names) for r in rows):
-        raise M3dvError(f"the Learner's recorder holds {min(map(len, rows))} figures for {', '.join(names)}: it was overwritten when the Learner "
-                        "predicted, validated or looked for a learning rate, or there was no validation; read the curves right after the fit, "
-                        "or train with cbs=KeepHistory() or CSVLogger()")
+        raise M3dvError(f"the Learner's recorder holds {min(map(len, rows))} figures for {', '.join(names)}: it was overwritten when the "
+                        "Learner predicted, validated or looked for a learning rate, or there was no validation; read the curves right "
+                        "after the fit, or train with cbs=KeepHistory() or CSVLogger()")
     return pd.DataFrame([list(r) for r in rows], columns=list(names))
 
 # %% ../nbs/12_curves.ipynb #f25976a1
@@ -33,7 +34,8 @@ def _table(source):
     "Any source as an unchecked table, and its name for errors"
     if isinstance(source, Learner): return _from_learner(source), 'Learner'
     if isinstance(source, pd.DataFrame): return source.reset_index(drop=True), 'table'
-    if not isinstance(source, (str,Path)): raise M3dvError(f"source is a {type(source).__name__}; expected a Learner, a CSV file or a DataFrame")
+    if not isinstance(source, (str,Path)):
+        raise M3dvError(f"source is a {type(source).__name__}; expected a Learner, a CSV file or a DataFrame")
     if not Path(source).is_file(): raise M3dvError(f"{source}: no such file")
     try: return pd.read_csv(source, dtype=str, keep_default_na=False), str(source)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
@@ -163,7 +165,8 @@ def need(self:Trend,
 
 # %% ../nbs/12_curves.ipynb #9160ad33
 _FIVE = {('falling','falling'): 'still learning', ('falling','flat'): 'overfitting', ('falling','rising'): 'overfitting',
-         ('flat','falling'): 'the data set is at fault', ('flat','flat'): 'stuck', ('rising','rising'): 'badly built, badly set, or dirty data'}
+         ('flat','falling'): 'the data set is at fault', ('flat','flat'): 'stuck',
+         ('rising','rising'): 'badly built, badly set, or dirty data'}
 
 def _verdict(train, valid):
     "The verdict on the names of two trends"
@@ -186,7 +189,8 @@ _ODD = {
     ('flat','rising'): "training gains nothing and validation gets worse, often by confidence in wrong answers: fewer epochs or "
         "a lower learning rate; look at the AUC beside the loss",
     ('rising','flat'): "training gets worse and validation does not: did augmentation, mixup or the learning rate grow during the fit?",
-    ('rising','falling'): "training gets harder while validation gains: augmentation or mixup that grows, or a fold that is easy; read other folds"}
+    ('rising','falling'): "training gets harder while validation gains: augmentation or mixup that grows, or a fold that is easy; "
+        "read other folds"}
 
 # %% ../nbs/12_curves.ipynb #d2474bf6
 def _settle(train, valid, tol):

@@ -476,7 +476,7 @@ def check_split(
     train:pd.DataFrame, # rows trained on: name, label
     valid:pd.DataFrame, # rows held out
     group:str|None=None, # column whose values must not be on both sides
-)->pd.DataFrame: # a row per side: nodules, ones, share of ones
+)->pd.DataFrame: # a row per side: nodules, ones, ones_frac (fraction of ones)
     "Refuse a split that leaks, and say what its two sides hold"
     group = group_of(train, group)
     for c in ['name'] + [group]*(group is not None):
@@ -485,7 +485,7 @@ def check_split(
     k = train.label.nunique()
     if k<2: raise M3dvError(f"split: training holds {len(train)} nodules of {k} classes; expected both classes")
     sides = (('train',train), ('valid',valid))
-    return pd.DataFrame([dict(split=k, nodules=len(o), ones=int(o.label.sum()), share=float(o.label.mean())) for k,o in sides])
+    return pd.DataFrame([dict(split=k, nodules=len(o), ones=int(o.label.sum()), ones_frac=float(o.label.mean())) for k,o in sides])
 
 # %% ../nbs/02_data.ipynb #fae92754
 def show_splits(

@@ -9,10 +9,11 @@ __all__ = ['nodule_id', 'OpenNodule', 'NoduleDL', 'NoduleBlock', 'get_dls', 'sho
 import warnings, zlib
 import numpy as np, pandas as pd, torch
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from fastai.data.all import *
+from fastai.interpret import plot_top_losses
 from fastai.torch_core import subplots, to_detach as detach_all
 from plum import dispatch
 from .core import M3dvError, M3dvWarning, TensorVolume, to_grey, pick_device
@@ -107,10 +108,10 @@ def _part(self:NoduleDL, b):
     if n*self.world<len(b): raise M3dvError(f"a batch of {len(b)} nodules cannot be shared by {self.world} processes; expected a multiple")
     return b[self.rank*n:][:n]
 
-# %% ../nbs/08_loaders.ipynb #387322f2
+# %% ../nbs/08_loaders.ipynb #e9809d99
 @patch
-def _name(self:NoduleDL, b, idx):
-    "Say on a batch of the items `idx` which nodules it holds, in which epoch, and how often each has come before"
+def _mark(self:NoduleDL, b, idx):
+    "Record on a batch of the items `idx` which nodules it holds, in which epoch, and how often each has come before"
     for j,(x,tl) in enumerate(zip(b if isinstance(b, tuple) else (b,), _lists(self.dataset))):
         if not isinstance(x, TensorVolume) or not _opener(tl): continue
         ids,times = [nodule_id(k) for k in _opener(tl).store.add([self._read(j, i) for i in idx])],[]
@@ -118,18 +119,18 @@ def _name(self:NoduleDL, b, idx):
         x.ids,x.epoch,x.times = self._part(ids),self.epoch,self._part(times)
     return b
 
-# %% ../nbs/08_loaders.ipynb #4b1fce24
+# %% ../nbs/08_loaders.ipynb #a30cb1b9
 @patch
 def create_batches(self:NoduleDL, samps):
     "Batches of the items whose numbers are `samps`, in one step each where that can be done"
     if self.gathers:
         for idx in self.chunkify(samps):
-            yield self._name(tuple(self._column(j, tl, self._part(idx)) for j,tl in enumerate(_lists(self.dataset))), idx)
+            yield self._mark(tuple(self._column(j, tl, self._part(idx)) for j,tl in enumerate(_lists(self.dataset))), idx)
     else:
         items = ((i,o) for i in samps if (o:=self.do_item(i)) is not None)
         for b in self.chunkify(items):
             idx,b = zip(*b)
-            yield self._name(self.do_batch(list(self._part(b))), idx)
+            yield self._mark(self.do_batch(list(self._part(b))), idx)
 
 # %% ../nbs/08_loaders.ipynb #f4423871
 @patch
@@ -313,8 +314,8 @@ def _grey_and_mask(x):
     if not hasattr(x, 'mask'): return v[:,0],v[:,1]>0
     return to_grey(v[:,0].float()).round().clamp(0, 255).byte(), x.mask.as_subclass(torch.Tensor)[:,0].cpu()
 
-# %% ../nbs/08_loaders.ipynb #a844e16b
-def _show(x, titles, ctxs=None, right=None, nrows=None, ncols=None, figsize=None, imsize=1.9, **kwargs):
+# %% ../nbs/08_loaders.ipynb #8058b893
+def _show(x, titles, ctxs=None, right=None, nrows=None, ncols=None, figsize=None, imsize=1.6, **kwargs):
     "Draw one slice of each nodule of a batch into `ctxs`"
     n,(xs,ms) = len(titles),_grey_and_mask(x)
     ncols = ncols or (-(-n//nrows) if nrows else min(n, 6))

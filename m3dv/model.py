@@ -104,7 +104,7 @@ class DenseNet3D(nn.Module):
         self.head = nn.Linear(nf, n_out)
         self.apply(_init)
 
-    def forward(self, x):
+    def forward(self, x:torch.Tensor):
         if not torch.jit.is_tracing() and (x.ndim!=5 or min(x.shape[2:])<self.min_side):
             raise M3dvError(f"input {tuple(x.shape)} is not (N,C,D,H,W) with sides from {self.min_side}")
         if isinstance(x, TensorBase): x = x.as_subclass(torch.Tensor)

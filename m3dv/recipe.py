@@ -7,79 +7,107 @@ __all__ = ['RECIPES', 'Recipe', 'override', 'load_recipe', 'save_recipe']
 
 # %% ../nbs/07_recipe.ipynb #5a865f0a
 import json
+import numpy as np
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from fastcore.basics import patch
 from pathlib import Path
 from .core import M3dvError, write_atomic
 from .transforms import Aug, MASK_MODES, NO_AUG, REPORT_AUG, SYMMETRIES
 
 # %% ../nbs/07_recipe.ipynb #22d5bd4a
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     "How a network is trained and how it predicts"
     name:str='default' # stands in every table of predictions
     net:str='default' # 'default', 'report', or an importable constructor 'package.module:function'
-    net_args:dict=field(default_factory=dict) # further arguments of the constructor
-    side:int=32 # side of the network's input, voxels
-    margin:int=8 # voxels that the stored crop is wider on each side
+    net_args:dict=field(default_factory=dict, hash=False) # further arguments of the constructor
+    side:int=32 # side of the network's input, voxels, 8–128
+    margin:int=8 # voxels that the stored crop is wider on each side, 0–64
     mask:str='cut' # mask mode: 'cut', 'soft', 'channel' or 'none'
     aug:Aug=field(default_factory=Aug) # training augmentation; None is none
-    mixup:float=.2 # α of Beta(α,α); 0 is off
-    bs:int=16 # nodules in a batch
-    epochs:int=12 # passes over the training nodules
+    mixup:float=.2 # α of Beta(α,α), 0–10; 0 is off
+    bs:int=16 # nodules in a batch, from 2
+    epochs:int=12 # passes over the training nodules, from 1
     opt:str='adam' # 'adam' or 'adamax'
     lr:float=3e-3 # learning rate, the highest of a one-cycle schedule
-    wd:float=.01 # weight decay
+    wd:float=.01 # weight decay, 0–10
     schedule:str='one_cycle' # 'one_cycle' or 'plateau'
     tta:str='flips' # symmetries averaged in prediction: 'none' (1), 'flips' (8) or 'all' (48)
-    n_folds:int=5 # folds of a cross-validation
+    n_folds:int=5 # folds of a cross-validation, from 2
     repeats:int=1 # how often it is done, with seeds `seed`, `seed+1`, …
     train_frac:float=1. # fraction of the training nodules to train on, for a learning curve
     group:str|None=None # column of the label file whose values must not be split over folds
     seed:int=0 # of the folds and of the training
     draw_seed:int|None=None # of order, augmentation and MixUp; 1000·seed + fold if None
 
-    def __post_init__(self): _check_recipe(self)
+    def __post_init__(self): _settle(self); _check_words(self); _check_numbers(self)
+
+# %% ../nbs/07_recipe.ipynb #0217c18f
+def _unknown(given, known):
+    "Refuse names that are no fields, with the nearest that is one"
+    odd = [k for k in given if k not in known]
+    if not odd: return
+    near = get_close_matches(str(odd[0]), known, 1)
+    raise M3dvError(f"unknown field ({odd[0]})" + (f"; did you mean {near[0]}?" if near else f"; expected {', '.join(known)}"))
+
+# %% ../nbs/07_recipe.ipynb #6f435882
+def _as_aug(a):
+    "An augmentation from None or a dictionary"
+    if isinstance(a, dict): _unknown(a, [f.name for f in fields(Aug)]); a = Aug(**a)
+    if not isinstance(a, Aug|None): raise M3dvError(f"recipe: aug ({a}) is not an augmentation, nor None for none")
+    return NO_AUG if a is None else a
+
+# %% ../nbs/07_recipe.ipynb #18f76684
+def _settle(r):
+    "Bring the fields of `r` into their form"
+    if not isinstance(r.net_args, dict): raise M3dvError(f"recipe: net_args ({r.net_args}) are not a dictionary")
+    try: args = json.loads(json.dumps(r.net_args))
+    except (TypeError, ValueError) as e: raise M3dvError(f"recipe: net_args ({r.net_args}) cannot be written as JSON ({e})") from e
+    d = {f.name:v.item() for f in fields(r) if isinstance(v:=getattr(r, f.name), np.generic)}
+    for k,v in (d | dict(net_args=args, aug=_as_aug(r.aug))).items(): object.__setattr__(r, k, v)
 
 # %% ../nbs/07_recipe.ipynb #1a3744e0
 _NETS,_OPTS,_SCHEDULES = ('default','report'),('adam','adamax'),('one_cycle','plateau')
 _WORDS = dict(mask=MASK_MODES, tta=SYMMETRIES, opt=_OPTS, schedule=_SCHEDULES)
-_WHOLE = dict(side=(8,128), margin=(0,64), bs=(2,4096), epochs=(1,10_000), n_folds=(2,1000), repeats=(1,1000), seed=(0,2**31), draw_seed=(0,2**62))
-_REAL = dict(mixup=(0,10), lr=(1e-8,10), wd=(0,10), train_frac=(1e-3,1))
 
-def _check_number(k, v, lo, hi, whole):
-    if k=='draw_seed' and v is None: return
-    if type(v) not in ((int,) if whole else (int,float)) or not lo<=v<=hi:
-        raise M3dvError(f"recipe: {k} ({v}) is not a {'whole ' if whole else ''}number between {lo} and {hi}")
-
-def _check_recipe(r):
-    "Refuse a recipe with a field that cannot be meant"
-    if r.aug is None: object.__setattr__(r, 'aug', NO_AUG)
-    if isinstance(r.aug, dict): object.__setattr__(r, 'aug', Aug(**r.aug))
-    if not isinstance(r.aug, Aug): raise M3dvError(f"recipe: aug ({r.aug}) is not an augmentation")
-    if not isinstance(r.net_args, dict): raise M3dvError(f"recipe: net_args ({r.net_args}) are not a dictionary")
+def _check_words(r):
+    "Refuse a recipe with a word that is not known"
     for k in ('name','net') + ('group',)*(r.group is not None):
-        if not isinstance(getattr(r, k), str) or not getattr(r, k): raise M3dvError(f"recipe: {k} ({getattr(r, k)}) is not a text")
+        v = getattr(r, k)
+        if not isinstance(v, str) or not v: raise M3dvError(f"recipe: {k} ({v}) is not a text")
     if r.net not in _NETS and ':' not in r.net:
         raise M3dvError(f"recipe: net ({r.net}) is not one of {', '.join(_NETS)}, nor a constructor package.module:function")
     for k,ok in _WORDS.items():
-        if getattr(r, k) not in ok: raise M3dvError(f"recipe: {k} ({getattr(r, k)}) is not one of {', '.join(ok)}")
-    for whole,ranges in ((True,_WHOLE), (False,_REAL)):
-        for k,(lo,hi) in ranges.items(): _check_number(k, getattr(r, k), lo, hi, whole)
+        v = getattr(r, k)
+        if not isinstance(v, str) or v not in ok: raise M3dvError(f"recipe: {k} ({v}) is not one of {', '.join(ok)}")
+
+# %% ../nbs/07_recipe.ipynb #eb3868eb
+_WHOLE = dict(side=(8,128), margin=(0,64), bs=(2,4096), epochs=(1,10_000), n_folds=(2,1000), repeats=(1,1000), seed=(0,2**31),
+    draw_seed=(0,2**62))
+_REAL = dict(mixup=(0,10), lr=(1e-8,10), wd=(0,10), train_frac=(1e-3,1))
+
+def _check_numbers(r):
+    "Refuse a recipe with a number out of its range"
+    for k,(lo,hi) in (_WHOLE | _REAL).items():
+        v,kinds = getattr(r, k),(int,) if k in _WHOLE else (int,float)
+        if k=='draw_seed' and v is None: continue
+        if type(v) not in kinds or not lo<=v<=hi:
+            raise M3dvError(f"recipe: {k} ({v}) is not a {'whole ' if k in _WHOLE else ''}number between {lo} and {hi}")
+
+# %% ../nbs/07_recipe.ipynb #2410798b
+@patch
+def __repr__(self:Recipe):
+    d = asdict(Recipe())
+    return f"Recipe({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields(self) if asdict(self)[f.name]!=d[f.name])})"
 
 # %% ../nbs/07_recipe.ipynb #c22cb065
 RECIPES = dict(default=Recipe(),
     report=Recipe('report', net='report', aug=REPORT_AUG, bs=30, epochs=26, opt='adamax', lr=.002, wd=0., schedule='plateau', tta='none'))
 
 # %% ../nbs/07_recipe.ipynb #d6b8f2ec
-def _unknown(ks, known):
-    "Refuse names that are no fields, with the nearest that is one"
-    odd = [k for k in ks if k not in known]
-    if not odd: return
-    near = get_close_matches(odd[0], known, 1)
-    raise M3dvError(f"unknown field ({odd[0]})" + (f"; did you mean {near[0]}?" if near else f"; a recipe has {', '.join(known)}"))
-
-_FIELDS,_AUG_FIELDS = [f.name for f in fields(Recipe)],[f.name for f in fields(Aug)]
+_FIELDS = [f.name for f in fields(Recipe)]
 
 def override(
     r:Recipe, # a recipe
@@ -97,10 +125,7 @@ def _from_dict(d, where):
     "A recipe from a dictionary, unknown fields refused"
     if not isinstance(d, dict): raise M3dvError(f"{where}: holds a {type(d).__name__}, expected an object with a recipe's fields")
     d = {_OLD.get(k, k):v for k,v in d.items()}
-    try:
-        _unknown(d, _FIELDS)
-        if isinstance(d.get('aug'), dict): _unknown(d['aug'], _AUG_FIELDS)
-        return Recipe(**d)
+    try: _unknown(d, _FIELDS); return Recipe(**d)
     except (TypeError, M3dvError) as e: raise M3dvError(f"{where}: {e}") from e
 
 # %% ../nbs/07_recipe.ipynb #31ca4130
@@ -112,10 +137,10 @@ def load_recipe(
     if isinstance(recipe, Recipe): return recipe
     if isinstance(recipe, dict): return _from_dict(recipe, where)
     if str(recipe) in RECIPES: return RECIPES[str(recipe)]
-    f = Path(recipe).expanduser()
+    f = Path(str(recipe)).expanduser()
     if not f.is_file(): raise M3dvError(f"recipe ({recipe}) is neither one of {', '.join(RECIPES)} nor a file")
     try: d = json.loads(f.read_text(encoding='utf-8-sig'))
-    except (ValueError, RecursionError) as e: raise M3dvError(f"{f}: not JSON ({e})") from e
+    except (OSError, ValueError, RecursionError) as e: raise M3dvError(f"{f}: not JSON ({e})") from e
     return _from_dict(d, f)
 
 # %% ../nbs/07_recipe.ipynb #87bfbf1d

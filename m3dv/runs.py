@@ -18,9 +18,10 @@ from filelock import FileLock, Timeout
 from functools import partial
 from pathlib import Path
 from .core import M3dvError, pick_device, write_atomic
-from .data import Competition, read_competition, assign_folds, group_of, check_files, check_duplicates, take_frac, show_splits, natural_key
+from .data import Competition, read_competition, assign_folds, group_of, check_files, check_duplicates, take_frac
+from .data import show_splits, natural_key
 from .recipe import RECIPES, Recipe, load_recipe, save_recipe
-from .evaluate import COLUMNS, compare_all, read_oof, score_table
+from .evaluate import COLUMNS, compare_all, read_oof
 from .predict import load_networks
 
 # %% ../nbs/18_runs.ipynb #15b073d5
@@ -37,7 +38,8 @@ def data_hash(
     return _sha(json.dumps(rows).encode())
 
 # %% ../nbs/18_runs.ipynb #23d630bd
-FOLD_FILES = ('folds/{}.csv','folds/{}.json','folds/{}_log.csv','models/{}.json','models/{}.safetensors') # of a finished fold; the first is written last
+FOLD_FILES = ( # of a finished fold, by its name; the first is written last
+    'folds/{}.csv', 'folds/{}.json', 'folds/{}_log.csv', 'models/{}.json', 'models/{}.safetensors')
 
 def fold_name(
     recipe:Recipe, # a recipe
@@ -47,11 +49,11 @@ def fold_name(
     "Name of a fold of a repeat"
     return f'seed{recipe.seed+repeat}_fold{fold}'
 
-def _plain(recipe): return {k:v for k,v in json.loads(json.dumps(asdict(recipe))).items() if k not in ('seed','repeats')}
-
 def _all_folds(r): return [fold_name(r, i, k) for i in range(r.repeats) for k in range(r.n_folds)]
 
 # %% ../nbs/18_runs.ipynb #fcf49abc
+def _plain(recipe): return {k:v for k,v in json.loads(json.dumps(asdict(recipe))).items() if k not in ('seed','repeats')}
+
 def fold_record(
     recipe:Recipe, # the run's recipe
     repeat:int, # of its repeats, from 0
@@ -61,7 +63,8 @@ def fold_record(
     threads:int=1, # threads on a CPU
 )->dict: # as JSON holds it
     "What a fold is made by and of"
-    return dict(m3dv=m3dv.__version__, seed=recipe.seed+repeat, fold=fold, data=data, device=pick_device(device).type, threads=threads, recipe=_plain(recipe))
+    seed,dev = recipe.seed+repeat,pick_device(device).type
+    return dict(m3dv=m3dv.__version__, seed=seed, fold=fold, data=data, device=dev, threads=threads, recipe=_plain(recipe))
 
 # %% ../nbs/18_runs.ipynb #b7ab1fdd
 def _flat(d, at=''):
@@ -71,7 +74,7 @@ def _difference(was, now, there='there', here='here'):
     "What differs between two records, in words; empty if nothing does"
     a,b = _flat(was),_flat(now)
     ks = [k for k in {**a, **b} if a.get(k)!=b.get(k)]
-    ks = [k for k in ks if k not in ('name','recipe name')] or ks              # a name differs because something else does
+    ks = [k for k in ks if k not in ('name','recipe name')] or ks
     say = lambda k: 'the hash of the labelled nodules' if k=='data' else k
     return ', '.join(f"{say(k)} is {a.get(k)} {there} and {b.get(k)} {here}" for k in ks)
 
@@ -171,10 +174,13 @@ def _refuse_other_run(out, r, names, resume):
     there = _names(out)
     if ((Path(out)/'recipe.json').is_file() or there) and not resume:
         n = sum(read_record(out, j) is not None for j in names)
-        raise M3dvError(f"{out}: holds a run ({n} of these {len(names)} folds finished); --resume (resume=True) resumes it, --force (force=True) replaces it")
+        raise M3dvError(f"{out}: holds a run ({n} of these {len(names)} folds finished); "
+            "--resume (resume=True) resumes it, --force (force=True) replaces it")
     extra = [j for j in there if j not in names]
     mine = f"{len(names)} folds ({r.n_folds} each of seeds {r.seed} to {r.seed+r.repeats-1})"
-    if extra: raise M3dvError(f"{out}: holds {extra[0]}, which is none of this run's {mine}; m3dv_gather takes all seeds, --force (force=True) replaces them")
+    if extra:
+        raise M3dvError(f"{out}: holds {extra[0]}, which is none of this run's {mine}; "
+            "m3dv_gather takes all seeds, --force (force=True) replaces them")
 
 # %% ../nbs/18_runs.ipynb #8fca53ff
 def _left(out, r, names, data, device, single, resume, force):
@@ -189,6 +195,7 @@ def _left(out, r, names, data, device, single, resume, force):
         if d: raise M3dvError(f"{out}: {j} was made otherwise: {d}; give another folder, or --force (force=True) to replace it")
     return todo
 
+# %% ../nbs/18_runs.ipynb #9403bbee
 def _prepare(out, r, names, data, device, single, resume, force):
     "Bring the folder into the state in which training begins; the folds that are left to train"
     if force and not single: _remove(_own(out))
@@ -224,6 +231,12 @@ def _check_data(comp, r, progress):
         frac = f" with train_frac {r.train_frac:g}" if r.train_frac<1 else ""
         if r.bs>n: raise M3dvError(f"bs ({r.bs}) exceeds the {n} nodules that a fold trains on{frac}")
 
+def _check_call(out, r, fold, resume, force):
+    "Refuse arguments that no run can begin with"
+    if fold is not None and not 0<=fold<r.n_folds: raise M3dvError(f"fold ({fold}) is not between 0 and {r.n_folds-1}")
+    if resume and force: raise M3dvError("resume and force exclude each other; give one of them")
+    if out.exists() and not out.is_dir(): raise M3dvError(f"{out}: is a file; expected a folder for the run")
+
 # %% ../nbs/18_runs.ipynb #e2e6f1d9
 @contextmanager
 def open_run(
@@ -238,9 +251,7 @@ def open_run(
 )->Iterator: # gives the data's hash, and (repeat, fold) of what is left to train, by name
     "Check what a run needs, and hold its folder while the block lasts"
     r,out,single,comp,dev = recipe,Path(out).expanduser(),fold is not None,read_competition(data),str(pick_device(device))
-    if single and not 0<=fold<r.n_folds: raise M3dvError(f"fold ({fold}) is not between 0 and {r.n_folds-1}")
-    if resume and force: raise M3dvError("resume and force exclude each other; give one of them")
-    if out.exists() and not out.is_dir(): raise M3dvError(f"{out}: is a file; expected a folder for the run")
+    _check_call(out, r, fold, resume, force)
     _own(out); _check_data(comp, r, progress)
     names = {fold_name(r, i, k):(i,k) for i in range(r.repeats) for k in ([fold] if single else range(r.n_folds))}
     dh = data_hash(comp, r.group)
@@ -255,12 +266,20 @@ def _fold_table(out, comp, r, repeat, fold):
     f,df = Path(out)/'folds'/f'{fold_name(r, repeat, fold)}.csv',comp.train
     t,want = read_oof(f),df[assign_folds(df, r.n_folds, r.seed+repeat, r.group)==fold]
     if sorted(t.name)!=sorted(want.name):
-        raise M3dvError(f"{f}: predicts {len(t)} nodules, which are not the {len(want)} that the folder holds out; was the data changed between folds?")
+        raise M3dvError(f"{f}: predicts {len(t)} nodules, which are not the {len(want)} that the folder holds out; "
+            "was the data changed between folds?")
     if (t.set_index('name').label.loc[want.name].values!=want.label.values).any():
         raise M3dvError(f"{f}: its labels differ from those in the folder; was the label file changed between folds?")
     return t.assign(repeat=repeat)
 
-def _some(xs, n=5): return ', '.join(xs[:n]) + (f' and {len(xs)-n} more' if len(xs)>n else '')
+# %% ../nbs/18_runs.ipynb #81c9f631
+def _repeat_table(out, comp, r, repeat):
+    "The predictions of all folds of a repeat, in the order of the label file"
+    return comp.train[['name']].merge(pd.concat([_fold_table(out, comp, r, repeat, k) for k in range(r.n_folds)]), on='name')
+
+def _log(out, r, repeat, fold):
+    "The log of a fold's epochs"
+    return pd.read_csv(out/'folds'/f'{fold_name(r, repeat, fold)}_log.csv').assign(repeat=repeat, fold=fold)
 
 # %% ../nbs/18_runs.ipynb #8079adc3
 def write_table(
@@ -272,6 +291,9 @@ def write_table(
     "Write a table as CSV, whole or not at all"
     return write_atomic(path, lambda f: df.to_csv(f, index=index, float_format=float_format, lineterminator='\n'))
 
+# %% ../nbs/18_runs.ipynb #5843c493
+def _some(xs, n=5): return ', '.join(xs[:n]) + (f' and {len(xs)-n} more' if len(xs)>n else '')
+
 def gather_folds(
     data:str|Path|Competition, # competition folder
     out:str|Path, # a run's folder
@@ -281,9 +303,8 @@ def gather_folds(
     r,out,comp = recipe,Path(out),read_competition(data)
     lost = [j for j in _all_folds(r) if read_record(out, j) is None]
     if lost: raise M3dvError(f"{out}: {len(lost)} of {len(_all_folds(r))} folds are not finished: {_some(lost)}")
-    tables = [comp.train[['name']].merge(pd.concat([_fold_table(out, comp, r, i, k) for k in range(r.n_folds)]), on='name') for i in range(r.repeats)]
-    df = pd.concat(tables, ignore_index=True)
-    logs = pd.concat([pd.read_csv(out/'folds'/f'{fold_name(r, i, k)}_log.csv').assign(repeat=i, fold=k) for i in range(r.repeats) for k in range(r.n_folds)])
+    df = pd.concat([_repeat_table(out, comp, r, i) for i in range(r.repeats)], ignore_index=True)
+    logs = pd.concat([_log(out, r, i, k) for i in range(r.repeats) for k in range(r.n_folds)])
     write_table(df, out/'oof.csv', '%.8f')
     write_table(logs[['repeat','fold'] + [c for c in logs if c not in ('repeat','fold','time')]], out/'history.csv')
     return df
@@ -295,7 +316,8 @@ class Run:
         path:str|Path, # a folder of `train_run` or `m3dv_train`
     ):
         self.path = Path(path).expanduser()
-        if not (self.path/'recipe.json').is_file(): raise M3dvError(f"{path}: holds no run; expected a folder of train_run or m3dv_train, with a recipe.json")
+        if not (self.path/'recipe.json').is_file():
+            raise M3dvError(f"{path}: holds no run; expected a folder of train_run or m3dv_train, with a recipe.json")
 
     @property
     def recipe(self)->Recipe: return load_recipe(self.path/'recipe.json')
@@ -309,10 +331,10 @@ class Run:
 @patch
 def _table(self:Run, name, read):
     f = self.path/name
-    if not f.is_file():
-        why = f"{len(self.left)} of {len(self._wanted())} folds are left to train: {_some(self.left)}" if self.left else "train_run(…, resume=True) or m3dv_gather makes it"
-        raise M3dvError(f"{self.path}: has no {name} yet; {why}")
-    return read(f)
+    if f.is_file(): return read(f)
+    left = self.left
+    why = f"{len(left)} of {len(self._wanted())} folds are left to train: {_some(left)}"
+    raise M3dvError(f"{self.path}: has no {name} yet; {why if left else 'train_run(…, resume=True) or m3dv_gather makes it'}")
 
 @patch(as_prop=True)
 def oof(self:Run)->pd.DataFrame:
@@ -364,6 +386,7 @@ def _lines(t):
 
 def _over(r): return f"nodules and repeats; mean of {r.repeats} repeats" if r.repeats>1 else "nodules; one repeat, so not over seeds"
 
+# %% ../nbs/18_runs.ipynb #f0811db0
 @patch
 def __str__(self:Run):
     r,n = self.recipe,len(self._wanted())
@@ -379,21 +402,26 @@ def __repr__(self:Run): return str(self)
 # %% ../nbs/18_runs.ipynb #7ce6a339
 def _ends(r, *ks, sign=''): return ' ({:{s}.3f} to {:{s}.3f})'.format(*(getattr(r, k) for k in ks), s=sign)
 
+def _row(o):
+    "A row of the table of `compare_all`, in Markdown; the first row is the network's own and has no difference"
+    gain = f"{o.difference:+.3f}{_ends(o, 'd_lo', 'd_hi', sign='+')} | {o.better:.2f} |" if o.difference==o.difference else " | |"
+    return f"| {o.Index} | {o.auc:.3f}{_ends(o, 'lo', 'hi')} | {gain}"
+
 @patch
 def _repr_markdown_(self:Run):
     r,head = self.recipe,str(self).splitlines()[0]
     if self.left or not (self.path/'oof.csv').is_file(): return head
-    rows = [f"| {o.Index} | {o.auc:.3f}{_ends(o, 'lo', 'hi')} | " +
-            (f"{o.difference:+.3f}{_ends(o, 'd_lo', 'd_hi', sign='+')} | {o.better:.2f} |" if o.difference==o.difference else " | |") for o in self.comparison().itertuples()]
     cols = f"| | out-of-fold ROC AUC | {r.name} is better by | with probability |\n|---|---|---|---|"
-    return '\n'.join([head, '', cols, *rows, '', f"95 % intervals over {_over(r)}."])
+    return '\n'.join([head, '', cols, *map(_row, self.comparison().itertuples()), '', f"95 % intervals over {_over(r)}."])
 
 # %% ../nbs/18_runs.ipynb #7ccc66d1
+def _folders(runs): return [Path(d).expanduser() for d in ([runs] if isinstance(runs, (str,Path)) else runs)]
+
 def find_folds(
     runs:str|Path|list, # a run's folder, or a list of them
 )->pd.DataFrame: # a row per fold: job, seed, fold, run, finished
     "The folds in some folders"
-    runs = [Path(d) for d in ([runs] if isinstance(runs, (str,Path)) else runs)]
+    runs = _folders(runs)
     lost = [d for d in runs if not d.is_dir()]
     if lost: raise M3dvError(f"{lost[0]}: no such folder")
     rows = [(j, *map(int, re.findall(r'\d+', j)), d, read_record(d, j) is not None) for d in runs for j in _names(d)]
@@ -412,6 +440,7 @@ def _check_same(t, comp):
         raise M3dvError(f"mismatched: the folds were trained on other nodules or labels than those in the folder now (hash {most['data']})")
     return most
 
+# %% ../nbs/18_runs.ipynb #bbdc6c88
 def _check_once(t):
     "Refuse folds that are there twice, and folders without any"
     where = lambda j: ' and '.join(str(d) for d in t[t.finished & (t.job==j)].run)
@@ -441,6 +470,17 @@ def _copy_fold(name, src, out):
     "Copy the files of a fold, the one that says that it is finished last"
     for f in reversed(FOLD_FILES): write_atomic(out/f.format(name), lambda p: shutil.copyfile(src/f.format(name), p))
 
+def _bring(t, out, r, same, force):
+    "Make `out` the folder of a run of the folds in `t`; `same`: they are in it already"
+    there = (out/'recipe.json').is_file() or _names(out)
+    if there and not same and not force:
+        raise M3dvError(f"{out}: holds a run; give another folder, or --force (force=True) to replace it")
+    if not same: _remove(_own(out)); _leftovers(out)
+    if not same or load_recipe(out/'recipe.json')!=r: _remove(out/f for f in _TABLES)
+    save_recipe(r, out/'recipe.json')
+    for o in t[t.finished].itertuples() if not same else (): _copy_fold(o.job, o.run, out)
+
+# %% ../nbs/18_runs.ipynb #afad5fe8
 @contextmanager
 def collect_folds(
     runs:str|Path|list, # folders in which folds were trained
@@ -450,15 +490,12 @@ def collect_folds(
     force:bool=False, # replace a run that is in `out`?
 )->Iterator: # gives the recipe of the run that is now in `out`
     "Bring the folds of several folders together, and hold the folder while the block lasts"
-    out,runs = Path(out).expanduser(),[Path(d).expanduser() for d in ([runs] if isinstance(runs, (str,Path)) else runs)]
+    out,runs = Path(out).expanduser(),_folders(runs)
     same = out.resolve() in [d.resolve() for d in runs]
-    if same and len(runs)>1: raise M3dvError(f"{out}: is one of several folders to be gathered; give a folder of its own for the whole")
-    t = find_folds(runs); r = check_folds(t, data, seeds); _own(out)
+    if same and len(runs)>1:
+        raise M3dvError(f"{out}: is one of several folders to be gathered; give a folder of its own for the whole")
+    t = find_folds(runs); r = check_folds(t, data, seeds)
+    _own(out)
     with _hold_run(out, t.job):
-        there = (out/'recipe.json').is_file() or _names(out)
-        if there and not same and not force: raise M3dvError(f"{out}: holds a run; give another folder, or --force (force=True) to replace it")
-        if not same: _remove(_own(out)); _leftovers(out)
-        if not same or load_recipe(out/'recipe.json')!=r: _remove(out/f for f in _TABLES)
-        save_recipe(r, out/'recipe.json')
-        for o in t[t.finished].itertuples() if not same else (): _copy_fold(o.job, o.run, out)
+        _bring(t, out, r, same, force)
         yield r

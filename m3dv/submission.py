@@ -13,6 +13,27 @@ from .core import M3dvError, M3dvWarning, write_atomic
 from .data import Competition, Sample, list_nodules, find_sample, natural_key, read_competition, read_rows, read_sample
 from .predict import load_networks, predict_nodules
 
+# %% ../nbs/17_submission.ipynb #9fc8e5d8
+def _by_name(names, p):
+    "Predictions by name; refused where the two do not fit, or a name is given twice"
+    names,p = list(names),np.asarray(p, float)
+    if p.shape!=(len(names),): raise M3dvError(f"predictions of shape {p.shape} do not fit {len(names)} names")
+    got = dict(zip(names, p))
+    if len(got)!=len(names): raise M3dvError(f"names: {len(names)-len(got)} are given more than once")
+    return got
+
+# %% ../nbs/17_submission.ipynb #65a01247
+def _check_ids(got, ids):
+    "Refuse ids without a probability; warn of predictions that no id asks for"
+    lost,asked = [i for i in ids if i not in got],set(ids)
+    if lost: raise M3dvError(f"sample submission: {len(lost)} of its {len(ids)} ids have no file, the first is {lost[0]}")
+    extra = [n for n in got if n not in asked]
+    if extra:
+        why = f"{len(extra)} predicted files are not in the sample submission and are left out, the first is {extra[0]}"
+        warnings.warn(why, M3dvWarning)
+    bad = [i for i in ids if not 0<=got[i]<=1]
+    if bad: raise M3dvError(f"prediction of {bad[0]} is {got[bad[0]]}; expected a probability within [0,1]")
+
 # %% ../nbs/17_submission.ipynb #9196be38
 def submission(
     names:list, # names of the predicted files
@@ -20,34 +41,35 @@ def submission(
     sample:Sample|None=None, # the form to follow; `Id,Predicted` in numeric order if None
 )->pd.DataFrame: # the submission
     "A table in the sample's form"
-    names,p = list(names),np.asarray(p, float)
-    if p.shape!=(len(names),): raise M3dvError(f"predictions of shape {p.shape} do not fit {len(names)} names")
-    got,s = dict(zip(names, p)),sample or Sample(['Id','Predicted'], sorted(names, key=natural_key))
-    if len(got)!=len(names): raise M3dvError(f"names: {len(names)-len(got)} are given more than once")
-    lost,extra = [i for i in s.ids if i not in got], [n for n in names if n not in set(s.ids)]
-    if lost: raise M3dvError(f"sample submission: {len(lost)} of its {len(s.ids)} ids have no file, the first is {lost[0]}")
-    if extra: warnings.warn(f"{len(extra)} predicted files are not in the sample submission and are left out, the first is {extra[0]}", M3dvWarning)
-    bad = [i for i in s.ids if not 0<=got[i]<=1]
-    if bad: raise M3dvError(f"prediction of {bad[0]} is {got[bad[0]]}; expected a probability within [0,1]")
+    got = _by_name(names, p)
+    s = sample or Sample(['Id','Predicted'], sorted(got, key=natural_key))
+    _check_ids(got, s.ids)
     return s.table([got[i] for i in s.ids])
 
-# %% ../nbs/17_submission.ipynb #79bee7e4
+# %% ../nbs/17_submission.ipynb #3bbf10eb
+def _id_column(path, head, sample):
+    "The place of the column of ids; refused where the header is not the sample's"
+    if len(head)!=2: raise M3dvError(f"{path}: header is {','.join(head)}; expected two columns")
+    if sample and head!=sample.header:
+        raise M3dvError(f"{path}: header is {','.join(head)}, the sample has {','.join(sample.header)}")
+    return sample.id_col if sample else 0
+
 def _is_probability(s):
     try: return 0<=float(s)<=1
     except ValueError: return False
 
+# %% ../nbs/17_submission.ipynb #79bee7e4
 def check_submission(
     path:str|Path, # a submission
     sample:Sample|None=None, # the form that it must have
 )->int: # number of its rows
     "Read a submission back, and refuse what a competition would refuse"
     head,rows = read_rows(path)
-    if len(head)!=2: raise M3dvError(f"{path}: header is {','.join(head)}; expected two columns")
-    i = sample.id_col if sample else 0
-    if sample and head!=sample.header: raise M3dvError(f"{path}: header is {','.join(head)}, the sample has {','.join(sample.header)}")
+    i = _id_column(path, head, sample)
     ids = [r[i] for r in rows]
     if len(set(ids))!=len(ids): raise M3dvError(f"{path}: {len(ids)-len(set(ids))} ids are given more than once")
-    if sample and ids!=sample.ids: raise M3dvError(f"{path}: its {len(ids)} ids are not the sample's {len(sample.ids)} ids in the sample's order")
+    if sample and ids!=sample.ids:
+        raise M3dvError(f"{path}: its {len(ids)} ids are not the sample's {len(sample.ids)} ids in the sample's order")
     for r in rows:
         if not _is_probability(r[1-i]): raise M3dvError(f"{path}: prediction of {r[i]} is ({r[1-i]}); expected a number within [0,1]")
     return len(rows)
@@ -68,15 +90,16 @@ def write_submission(
 def _files(data):
     "The candidate files to predict in a competition folder, or in any other"
     if isinstance(data, Competition): return list(data.test.path)
-    data = Path(data).expanduser(); d = data/'test' if (data/'test').is_dir() else data
+    d = data/'test' if (data/'test').is_dir() else data
     fs = list_nodules(d)
     if not fs: raise M3dvError(f"{d}: holds no candidate files (.npz)")
     return fs
 
+# %% ../nbs/17_submission.ipynb #d12216ee
 def _sample_of(data, sample, names):
     "The form of the submission: that of a file, the competition folder's own, or none"
     if sample is None and isinstance(data, Competition): return data.sample
-    sample = sample or (find_sample(data) if (Path(data)/'test').is_dir() else None)
+    sample = sample or (find_sample(data) if (data/'test').is_dir() else None)
     return read_sample(sample, names) if sample else None
 
 # %% ../nbs/17_submission.ipynb #94abcf26
@@ -89,8 +112,10 @@ def predict_folder(
     progress:bool=True, # show a progress bar while files are read?
 )->pd.DataFrame: # the submission
     "Predict a folder with a run's networks, and write the submission"
+    home = lambda o: Path(o).expanduser() if isinstance(o, (str,Path)) else o
+    run,data,out,sample = map(home, (run, data, out, sample))
     fs = _files(data); names = [p.stem for p in fs]
     s = _sample_of(data, sample, names)
     df = submission(names, predict_nodules(load_networks(run, device), fs, progress).mean(0), s)
-    write_submission(df, Path(out).expanduser(), s)
+    write_submission(df, out, s)
     return df

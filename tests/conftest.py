@@ -49,12 +49,13 @@ def all_skipped(stats):
     return sorted({o.nodeid.partition('::')[0] for o in stats.get('skipped', [])}-ran)
 
 def pytest_sessionfinish(session):
-    "One more check, of what the others left behind"
+    "One more check, of what the others left behind: files, and tests that did not run"
     config = session.config
     reporter = config.pluginmanager.get_plugin('terminalreporter')
     if worker(config) or not reporter or not any(reporter.stats.get(k) for k in ('passed', 'failed', 'skipped')): return
     faults = [f"{o}: left behind" for o in sorted(files(config.rootpath)-config.files_before)]
     faults += [f"{o}: all of its tests were skipped" for o in all_skipped(reporter.stats)]
+    if session.exitstatus==pytest.ExitCode.INTERRUPTED: faults.append('stopped: not all tests have run')
     if cache(config):
         took = {o.nodeid:round(o.duration, 1) for k in ('passed', 'failed') for o in reporter.stats.get(k, []) if o.when=='call'}
         cache(config).set(SECONDS, {**cache(config).get(SECONDS, {}), **took})

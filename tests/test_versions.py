@@ -10,7 +10,7 @@ The workflow sets `any`, beside an index of small CPU builds:
     PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu M3DV_TORCH=any pytest -m slow tests/test_versions.py
 
 With uv it is UV_TORCH_BACKEND=cpu instead of the index. Packages that m3dv does not name itself are the newest in both tests."""
-import importlib.metadata, json, os, shutil, subprocess, sys, time
+import importlib.metadata, json, os, shutil, signal, subprocess, sys, time
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -19,6 +19,7 @@ from packaging.version import Version
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 1200 # seconds for one command
 
 def settings():
     "What settings.ini says"
@@ -48,12 +49,16 @@ class Shell:
     def __call__(self, *cmd):
         "Run `cmd`, refuse any exit code but 0, return its output"
         start,(exe,*args) = time.time(),map(str, cmd)
-        r = subprocess.run([shutil.which(exe, path=self.env['PATH']) or exe, *args], cwd=self.cwd, env=self.env, stdin=subprocess.DEVNULL,
-                           capture_output=True, text=True, encoding='utf-8', timeout=1200)
+        p = subprocess.Popen([shutil.which(exe, path=self.env['PATH']) or exe, *args], cwd=self.cwd, env=self.env, stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding='utf-8', start_new_session=True)
+        try: out,err = p.communicate(timeout=LIMIT)
+        except BaseException:                                                     # too slow, or Ctrl-C: whatever it started ends with it
+            os.killpg(p.pid, signal.SIGKILL) if hasattr(os, 'killpg') else p.kill()
+            raise
         said = ' '.join(str(o) if len(str(o))<60 else '…' for o in (Path(cmd[0]).name, *cmd[1:]))
         self.lines.append(f"{time.time()-start:6.1f} s  {said}")
-        assert r.returncode==0, f"{said}: exit code {r.returncode}\n{r.stdout[-3000:]}\n{r.stderr[-5000:]}"
-        return r.stdout
+        assert p.returncode==0, f"{said}: exit code {p.returncode}\n{out[-3000:]}\n{err[-5000:]}"
+        return out
 
 def install(sh, env, *what):
     "Make the environment `env` and install into it"
