@@ -53,6 +53,7 @@ lab: $(STAMP) ## JupyterLab with the package and its kernel
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --notebook-dir=nbs
 
 export: $(STAMP) ## after editing notebooks: clean them, write m3dv/*.py and README.md
+	@$(BIN)/python tools/shrink.py
 	@$(BIN)/nbdev_clean
 	@$(BIN)/nbdev_export
 	@$(BIN)/python tools/readme.py

@@ -83,10 +83,11 @@ def loss_not_reduced(self:NoduleLearner):
         else: self.loss_func = each; yield
     finally: self.loss_func = loss
 
-# %% ../nbs/11_learner.ipynb #bd98b311
+# %% ../nbs/11_learner.ipynb #97d739af
 def _fitted(dls, kind, train=False):
     "The transform of type `kind` among the batch transforms of `dls`; None if there is none"
-    return first(getattr(dls.train if train else dls.valid, 'after_batch', L()).fs, lambda f: isinstance(f, kind))
+    fs = getattr(getattr(dls.train if train else dls.valid, 'after_batch', None), 'fs', ())
+    return first(fs, lambda f: isinstance(f, kind))
 
 def _openers(dls): return [f for tl in getattr(dls.valid_ds, 'tls', ()) for f in tl.tfms.fs if isinstance(f, OpenNodule)]
 
@@ -211,12 +212,14 @@ def history(self:NoduleLearner)->pd.DataFrame: # one row per epoch: its number, 
     if not hasattr(keep, 'rows'): raise M3dvError("this Learner has no history; fit it first")
     return pd.DataFrame(keep.rows, columns=keep.names).assign(epoch=keep.epochs)[['epoch', *keep.names]]
 
-# %% ../nbs/11_learner.ipynb #bb2c532b
+# %% ../nbs/11_learner.ipynb #cd6863cb
 @patch
 def _call_one(self:NoduleLearner, event_name):
-    if self.fitting: return super(NoduleLearner, self)._call_one(event_name)
+    if not hasattr(event, event_name): raise M3dvError(f"there is no event {event_name}")
     for cb in self.cbs.sorted('order'):
-        if not isinstance(cb, TrackerCallback): cb(event_name)
+        if isinstance(cb, TrackerCallback) and not self.fitting: continue
+        try: cb(event_name)
+        except M3dvError as e: e.args = (str(e).rsplit('\n\t', 1)[-1],); raise
 
 # %% ../nbs/11_learner.ipynb #c0580c17
 class CountEpochs(Callback):
@@ -324,7 +327,7 @@ def added_cbs(self:NoduleLearner, cbs):
     was = self._grab_cbs(MixHandler) if any(isinstance(o, MixHandler) for o in cbs) else L()
     with self.removed_cbs(was), super(NoduleLearner, self).added_cbs(cbs): yield
 
-# %% ../nbs/11_learner.ipynb #a6770b35
+# %% ../nbs/11_learner.ipynb #5daeae7f
 _DATA = 'side margin mask aug bs n_folds repeats train_frac group seed draw_seed'.split() # fields of a recipe with which loaders are made
 
 def _seen(dls):
@@ -343,6 +346,7 @@ def _recipe_of(dls, recipe, given):
     data = {k:getattr(was, k) for k in _DATA} if was else _seen(dls)
     for k,v in data.items():
         with suppress(M3dvError): r = override(r, **{k:v})          # a batch of one is none of a recipe's
+    if given.get('net') not in (None, r.net): given = dict(net_args={}) | given
     return override(r, **{k:v for k,v in given.items() if v is not None})
 
 # %% ../nbs/11_learner.ipynb #a8406ef2

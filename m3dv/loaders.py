@@ -34,7 +34,7 @@ def nodule_id(
 class OpenNodule(Transform):
     "From a candidate file's path, or a pair (voxel, seg), to its crop, uint8 (2,S,S,S), through a store"
     def __init__(self, store:CropStore): self.store = store
-    def __call__(self, o, split_idx=None, **kwargs): return TensorVolume(self.store.get([o])[0])
+    def __call__(self, o:object, split_idx:int|None=None, **kwargs): return TensorVolume(self.store.get([o])[0])
 
 # %% ../nbs/08_loaders.ipynb #d259d12e
 def _lists(ds): return list(ds.tls) if isinstance(ds, Datasets) else [ds] if isinstance(ds, TfmdLists) else []
@@ -50,7 +50,7 @@ class NoduleDL(TfmdDL):
     "Batches taken from a crop store in one step, on its device, without worker processes"
     epoch,rank,world = 0,0,1 # of the pass that runs; of several processes that share each batch: this one, and how many
     def __init__(self,
-        dataset, # of a `DataBlock` with a `NoduleBlock`
+        dataset:Datasets, # of a `DataBlock` with a `NoduleBlock`
         bs:int=64, # items in a batch, from 1
         *args, # `shuffle`, as `TfmdDL` has it
         num_workers:int=0, # taken, as other loaders take it, and not used
@@ -65,7 +65,7 @@ class NoduleDL(TfmdDL):
     @property
     def passes(self): return self._passes[0]
     @passes.setter
-    def passes(self, n): self._passes[0] = n
+    def passes(self, n:int): self._passes[0] = n
 
 # %% ../nbs/08_loaders.ipynb #bada42cf
 @patch(as_prop=True)
@@ -121,7 +121,7 @@ def _mark(self:NoduleDL, b, idx):
 
 # %% ../nbs/08_loaders.ipynb #a30cb1b9
 @patch
-def create_batches(self:NoduleDL, samps):
+def create_batches(self:NoduleDL, samps:Iterable):
     "Batches of the items whose numbers are `samps`, in one step each where that can be done"
     if self.gathers:
         for idx in self.chunkify(samps):
@@ -134,14 +134,14 @@ def create_batches(self:NoduleDL, samps):
 
 # %% ../nbs/08_loaders.ipynb #f4423871
 @patch
-def to_detach(self:NoduleDL, b, cpu:bool=True, gather:bool=True): return detach_all(b, cpu, gather and self.world>1)
+def to_detach(self:NoduleDL, b:tuple, cpu:bool=True, gather:bool=True): return detach_all(b, cpu, gather and self.world>1)
 
 # %% ../nbs/08_loaders.ipynb #ef0cc7b7
 @patch(as_prop=True)
 def seed(self:NoduleDL)->int: return getattr(first(self.after_batch.fs, lambda f: isinstance(f, Augment)), 'seed', 0)
 
 @patch
-def shuffle_fn(self:NoduleDL, idxs):
+def shuffle_fn(self:NoduleDL, idxs:list):
     u = uniforms(len(idxs), 1, self.seed, self.epoch, 'order')[0]
     return [idxs[i] for i in np.argsort(u, kind='stable')]
 
@@ -160,7 +160,7 @@ def one_batch(self:NoduleDL):
 
 # %% ../nbs/08_loaders.ipynb #594c636e
 @patch
-def new(self:NoduleDL, dataset=None, cls=None, **kwargs):
+def new(self:NoduleDL, dataset:Datasets|None=None, cls:type|None=None, **kwargs):
     res = super(NoduleDL, self).new(dataset, cls, **kwargs)
     if isinstance(res, NoduleDL) and res.dataset is self.dataset:
         res._passes,res._looks,res._kept = self._copies,self._looks,self._kept
@@ -225,7 +225,7 @@ _fastai_test_dl = DataLoaders.test_dl
 
 @patch
 def test_dl(self:DataLoaders,
-    test_items, # nodules: paths, a folder, pairs (voxel, seg), a table with a column `path`, a `Competition`, or one of them
+    test_items:object, # nodules: paths, a folder, pairs (voxel, seg), a table with a column `path`, a `Competition`, or one of them
     rm_type_tfms:int|None=None, # number of the transform at which the items enter the pipelines
     with_labels:bool=False, # have the items labels, which the block's getters find?
     **kwargs # of the new loader
@@ -328,12 +328,12 @@ def _show(x, titles, ctxs=None, right=None, nrows=None, ncols=None, figsize=None
 
 # %% ../nbs/08_loaders.ipynb #d2849426
 @dispatch
-def show_batch(x:TensorVolume, y, samples, ctxs=None, max_n=9, **kwargs):
+def show_batch(x:TensorVolume, y:object, samples:object, ctxs:object=None, max_n:object=9, **kwargs):
     return _show(x, [str(s[1]) if len(s)>1 else '' for s in samples[:max_n]], ctxs, **kwargs)
 
 # %% ../nbs/08_loaders.ipynb #2542dcd3
 @dispatch
-def show_results(x:TensorVolume, y, samples, outs, ctxs=None, max_n=9, **kwargs):
+def show_results(x:TensorVolume, y:object, samples:object, outs:object, ctxs:object=None, max_n:object=9, **kwargs):
     ts = [(str(s[1]),str(o[0])) for s,o in zip(samples[:max_n], outs)]
     return _show(x, [f'{a} / {b}' for a,b in ts], ctxs, [a==b for a,b in ts], **kwargs)
 
@@ -356,7 +356,7 @@ TensorVolume.__torch_function__ = classmethod(_joined)
 
 # %% ../nbs/08_loaders.ipynb #dd14fe5b
 @dispatch
-def plot_top_losses(x:TensorVolume, y, samples, outs, raws, losses, ctxs=None, **kwargs):
+def plot_top_losses(x:TensorVolume, y:object, samples:object, outs:object, raws:object, losses:object, ctxs:object=None, **kwargs):
     ts = [(str(s[1]),str(o[0])) for s,o in zip(samples, outs)]
     more = [f'loss {l:.2f}, p {r.max():.2f}' for l,r in zip(losses.tolist(), raws)]
     return _show(x, [f'{a} / {b}\n{m}' for (a,b),m in zip(ts, more)], ctxs, [a==b for a,b in ts], **kwargs)

@@ -46,3 +46,18 @@ def test_output():
     assert readme.output(dict(data={'text/plain':['```']}), images)=='````text\n```\n````'
     assert readme.output(dict(data={'image/png':base64.b64encode(b'x').decode()}), images)=='![](nbs/images/index_0.png)'
     assert images=={'nbs/images/index_0.png':b'x'}
+
+def test_shrink(tmp_path):
+    "A picture of many colours gets smaller and looks the same; a second time changes nothing"
+    import io, numpy as np
+    from PIL import Image
+    import shrink
+    x = (np.indices((64,64)).sum(0)*2).astype(np.uint8); x = np.stack([x, x.T, 255-x], -1)
+    f = io.BytesIO(); Image.fromarray(np.repeat(np.repeat(x, 4, 0), 4, 1)).save(f, 'PNG')
+    nb = notebook(tmp_path/'a.ipynb', '1'); d = json.loads(nb.read_text())
+    d['cells'][0]['outputs'] = [dict(output_type='display_data', metadata={}, data={'image/png':base64.b64encode(f.getvalue()).decode()})]
+    nb.write_text(json.dumps(d))
+    small = shrink.small(f.getvalue())
+    assert shrink.small(small)==small and len(small)<=len(f.getvalue())
+    assert np.abs(np.asarray(Image.open(io.BytesIO(small)).convert('RGB')).astype(int)-np.repeat(np.repeat(x, 4, 0), 4, 1)).mean()<8
+    shrink.shrink(nb); was = nb.read_bytes(); assert shrink.shrink(nb)==0 and nb.read_bytes()==was

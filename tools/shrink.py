@@ -1,0 +1,28 @@
+"""Reduce the pictures that are stored in notebooks to 64 colours, which makes them some three times smaller: part of `make export`."""
+import argparse, base64, io, json
+from pathlib import Path
+from PIL import Image
+
+def small(png, colours=64):
+    "A PNG with `colours` colours at the most; the same bytes where that is no gain or was done before"
+    im = Image.open(io.BytesIO(png))
+    if im.mode=='P': return png
+    f = io.BytesIO(); im.convert('RGB').quantize(colours).save(f, 'PNG', optimize=True)
+    return min(png, f.getvalue(), key=len)
+
+def shrink(path):
+    "Shrink the pictures of a notebook; bytes that were saved"
+    nb,saved = json.loads(path.read_text(encoding='utf-8')),0
+    for o in [o for c in nb['cells'] for o in c.get('outputs', [])]:
+        if not (v:=o.get('data', {}).get('image/png')): continue
+        old = base64.b64decode(''.join(v)); new = small(old); saved += len(old)-len(new)
+        if new!=old: o['data']['image/png'] = base64.b64encode(new).decode()
+    if saved: path.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False)+'\n', encoding='utf-8')
+    return saved
+
+if __name__=='__main__':
+    a = argparse.ArgumentParser(description=__doc__)
+    a.add_argument('notebooks', type=Path, nargs='*', help='all of nbs/ if none is named')
+    root = Path(__file__).resolve().parent.parent
+    for p in a.parse_args().notebooks or sorted((root/'nbs').rglob('*.ipynb')):
+        if n:=shrink(p): print(f"{p.name}: {n:,} bytes less")
