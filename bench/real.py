@@ -10,7 +10,7 @@ from m3dv.blend import blend
 from m3dv.classical import baselines, feature_table
 from m3dv.crossval import curve_table
 from m3dv.data import read_competition
-from m3dv.evaluate import compare_all, compare, label_issues, read_oof, score_table, spread_table as spread
+from m3dv.evaluate import compare_all, compare, label_issues, read_oof, score_table, spread_table
 from m3dv.metrics import delong
 from m3dv.predict import load_network, predict_views
 from m3dv.recipe import load_recipe
@@ -42,7 +42,7 @@ def main(data, run, name):
     def save(t, what): print(t.round(3).to_string(), '\n'); t.round(4).to_csv(OUT/f'{name}_{what}.csv', lineterminator='\n')
     save(compare_all(oof, pd.concat([low, *(b.oof for b in bs)])), 'recipes')
     save(score_table(oof), 'scores')
-    both = pd.concat([spread(oof), spread(oof, 'fold').reset_index('fold')]).reset_index().astype(dict(fold='Int64'))
+    both = pd.concat([spread_table(oof), spread_table(oof, 'fold').reset_index('fold')]).reset_index().astype(dict(fold='Int64'))
     save(both.set_index(['repeat','fold']).sort_index(), 'spread')
     save(pd.concat(curve, names=['recipe']), 'learning_curve')
     save(symmetries(data, run, oof), 'symmetries')
