@@ -31,7 +31,8 @@ class NoduleLearner(Learner):
 
     def export(self, *args, **kwargs):
         "Refused: fastai exports a pickle"
-        raise M3dvError("learn.export writes a pickle, which runs code when it is opened; use save_network(learn, path) and load_network(path)")
+        raise M3dvError("learn.export writes a pickle, which runs code when it is opened; "
+            "use save_network(learn, path) and load_network(path)")
 
 # %% ../nbs/11_learner.ipynb #021e3428
 def _to_probs(x):
@@ -62,7 +63,7 @@ def get_preds(self:NoduleLearner,
         res.insert(int(with_input)+2, _to_class(p) if p.ndim<2 or p.shape[-1]==1 else getattr(loss, 'decodes', _to_class)(p))
     return tuple(res)
 
-# %% ../nbs/11_learner.ipynb #c5a88baf
+# %% ../nbs/11_learner.ipynb #d5bec99e
 def _reduction(loss):
     "How a loss reduces its values, if it can give one per nodule; None if it cannot"
     if hasattr(loss, 'reduction'): return loss.reduction
@@ -70,20 +71,22 @@ def _reduction(loss):
     except (TypeError, ValueError): return None
     return p and p.default
 
+# %% ../nbs/11_learner.ipynb #5a80a73a
+@contextmanager
+def _nodule_by_nodule(loss):
+    "A loss that is called for each nodule"
+    yield lambda pred, *yb: torch.stack([loss(pred[i:i+1], *[y[i:i+1] for y in yb]).mean() for i in range(len(pred))])
+
 @patch
 @contextmanager
 def loss_not_reduced(self:NoduleLearner):
     "Within the context `loss_func` gives a value per nodule"
     loss = self.loss_func
-    def each(pred, *yb): return torch.stack([loss(pred[i:i+1], *[y[i:i+1] for y in yb]).mean() for i in range(len(pred))])
-    if _reduction(loss) is not None: each = NoneReduce(loss)
     try:
-        if isinstance(each, NoneReduce):
-            with each as f: self.loss_func = f; yield
-        else: self.loss_func = each; yield
+        with (_nodule_by_nodule if _reduction(loss) is None else NoneReduce)(loss) as self.loss_func: yield
     finally: self.loss_func = loss
 
-# %% ../nbs/11_learner.ipynb #97d739af
+# %% ../nbs/11_learner.ipynb #8419047d
 def _fitted(dls, kind, train=False):
     "The transform of type `kind` among the batch transforms of `dls`; None if there is none"
     fs = getattr(getattr(dls.train if train else dls.valid, 'after_batch', None), 'fs', ())
@@ -91,6 +94,7 @@ def _fitted(dls, kind, train=False):
 
 def _openers(dls): return [f for tl in getattr(dls.valid_ds, 'tls', ()) for f in tl.tfms.fs if isinstance(f, OpenNodule)]
 
+# %% ../nbs/11_learner.ipynb #d144438c
 @contextmanager
 def _fresh_stores(dls):
     "Within the context nodules that are opened are not kept"
@@ -100,7 +104,7 @@ def _fresh_stores(dls):
     finally:
         for o,s in kept: o.store = s
 
-# %% ../nbs/11_learner.ipynb #729fb359
+# %% ../nbs/11_learner.ipynb #1c97b6ee
 def _warn_empty(x, item, mode):
     "Warn of a nodule whose mask is empty"
     if not hasattr(x, 'mask') or x.mask.any(): return
@@ -108,6 +112,7 @@ def _warn_empty(x, item, mode):
     sees = 'nothing of it' if mode=='cut' else "the centre of the cube"
     warnings.warn(f"{name}empty mask; the network sees {sees} in mask mode {mode}", M3dvWarning, stacklevel=3)
 
+# %% ../nbs/11_learner.ipynb #039ca296
 @patch
 def predict(self:NoduleLearner,
     item:str|Path|tuple, # path of a candidate file, or a pair (voxel, seg)
@@ -119,16 +124,18 @@ def predict(self:NoduleLearner,
         x = first(self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0).one_batch())
         _warn_empty(x, item, getattr(_fitted(self.dls, ToInput), 'mode', ''))
         res = super(NoduleLearner, self).predict(item, rm_type_tfms, with_input)
-    if not torch.isfinite(res[-1]).all(): raise M3dvError(f"the network gives {res[-1].tolist()}; its training diverged: train again with a lower learning rate")
+    if not torch.isfinite(res[-1]).all():
+        raise M3dvError(f"the network gives {res[-1].tolist()}; its training diverged: train again with a lower learning rate")
     return res
 
-# %% ../nbs/11_learner.ipynb #b0613096
+# %% ../nbs/11_learner.ipynb #cb043f6f
 @patch
 def _before_break(self:NoduleLearner):
     "What a fit that breaks must not change"
     hypers = [{k:v for k,v in h.items() if isinstance(v, float)} for h in self.opt.hypers] if self.opt else []
     return self.loss_func, getattr(self.dls.train, 'passes', None), hypers
 
+# %% ../nbs/11_learner.ipynb #797c9f93
 @patch
 def _after_break(self:NoduleLearner, loss_func, passes, hypers):
     "Leave a fit that broke as a cancelled one is left"
@@ -143,7 +150,7 @@ def _after_break(self:NoduleLearner, loss_func, passes, hypers):
     self.model.eval()
     self._end_cleanup()
 
-# %% ../nbs/11_learner.ipynb #3855a1f1
+# %% ../nbs/11_learner.ipynb #7e6bb3c2
 @patch
 def _with_events(self:NoduleLearner, f, event_type, ex, final=noop):
     if event_type!='fit': return super(NoduleLearner, self)._with_events(f, event_type, ex, final)
@@ -152,6 +159,7 @@ def _with_events(self:NoduleLearner, f, event_type, ex, final=noop):
     except BaseException: self._after_break(*was); raise
     finally: self.fitting = False
 
+# %% ../nbs/11_learner.ipynb #4fc81fc2
 def _autocasts():
     "How many of torch's autocasts are entered"
     torch.autocast_increment_nesting()
@@ -173,14 +181,15 @@ class KeepHistory(Callback):
 
     def before_train(self):
         self.row,first_one,self.begun = [],not self.begun,True
-        if first_one and not hasattr(self, 'lr_finder'): self.rows,self.epochs,self.names = [],[],[n for n in self.recorder.metric_names[1:] if n!='time']
+        if not first_one or hasattr(self, 'lr_finder'): return
+        self.rows,self.epochs,self.names = [],[],[n for n in self.recorder.metric_names[1:] if n!='time']
 
     def _note(self, mets, cut):
         "The recorder's figures; of a part that was cut short, the figures so far"
         log = self.recorder.log
         self.row += [getattr(m.value, 'item', lambda: m.value)() for m in mets] if cut else list(log[len(log)-len(mets):])
 
-# %% ../nbs/11_learner.ipynb #cc88fe0b
+# %% ../nbs/11_learner.ipynb #4107b294
 @patch
 def after_train(self:KeepHistory):
     r = self.recorder
@@ -197,6 +206,7 @@ def after_epoch(self:KeepHistory):
     self.rows.append([np.nan if o is None else o for o in self.row] + [np.nan]*(len(self.names)-len(self.row)))
     self.epochs.append(self.epoch)
 
+# %% ../nbs/11_learner.ipynb #3a1d3bf4
 @patch
 def after_fit(self:KeepHistory):
     "Keep the recorder's lists if this was a fit, and put back those of the last fit if it was not"
@@ -227,7 +237,8 @@ class CountEpochs(Callback):
     done = 0 # epochs that were trained, over all fits
     def before_fit(self):
         if hasattr(self, 'lr_finder') and num_distrib()>1:
-            raise M3dvError("lr_find in several processes leaves them with different optimisers; find the rate in one process, and give it to the others")
+            raise M3dvError("lr_find in several processes leaves them with different optimisers; "
+                "find the rate in one process, and give it to the others")
         self.was = getattr(self.dls.train, 'passes', 0)
     def before_epoch(self): self.begun = False
     def before_train(self): self.begun = True
@@ -237,14 +248,15 @@ class CountEpochs(Callback):
     def after_fit(self):
         if hasattr(self, 'lr_finder'): self.dls.train.passes = self.was
 
-# %% ../nbs/11_learner.ipynb #d27253b5
+# %% ../nbs/11_learner.ipynb #36ebc01d
 def _mixed_loss(loss_func, pred, yb1, yb, lam):
     "λ·ℓ(y) + (1−λ)·ℓ(y₁) for labels `yb` and those of the partners, `yb1`"
     how = _reduction(loss_func)
     if how is None: return torch.lerp(loss_func(pred, *yb1), loss_func(pred, *yb), lam[0])
     with NoneReduce(loss_func) as lf: l1,l = lf(pred, *yb1),lf(pred, *yb)
-    if l.ndim<1 or len(l)%len(lam): raise M3dvError(f"loss ({loss_func}) gives values of shape {tuple(l.shape)} for {len(lam)} nodules with reduction 'none'; "
-        "expected one per nodule. Without an attribute or argument `reduction` it is mixed as a whole; mixup=0 trains without MixUp")
+    if l.ndim<1 or len(l)%len(lam):
+        raise M3dvError(f"loss ({loss_func}) gives values of shape {tuple(l.shape)} for {len(lam)} nodules with reduction 'none'; "
+            "expected one per nodule; without an attribute or argument `reduction` it is mixed as a whole, mixup=0 trains without MixUp")
     if l.ndim==1 and len(l)>len(lam): l1,l = [o.view(len(lam), -1) for o in (l1,l)]
     return reduce_loss(torch.lerp(l1, l, unsqueeze(lam, n=l.ndim-1)), how)
 
@@ -252,7 +264,7 @@ def _mixed_loss(loss_func, pred, yb1, yb, lam):
 class NoduleMixUp(MixUp):
     "fastai's `MixUp`, for any loss, with λ keyed by (seed, epoch, nodule) and partners by (seed, epoch, batch)"
     name,order = 'mix_up',-1
-    rank,world,whole = 0,1,staticmethod(noop) # of several processes that share each batch: this one, how many, and what puts their parts together
+    rank,world,whole = 0,1,staticmethod(noop) # of several processes that share each batch
     def __init__(self,
         alpha:float=.2, # α of Beta(α,α), above 0
         seed:int|None=None, # of the draws; that of the training loader without it
@@ -267,7 +279,7 @@ class NoduleMixUp(MixUp):
     def after_cancel_train(self): pass
     def after_cancel_fit(self): pass
 
-# %% ../nbs/11_learner.ipynb #d4d1b71a
+# %% ../nbs/11_learner.ipynb #e31dbb02
 @patch
 def _draw_lam(self:NoduleMixUp, x, one):
     "λ of each nodule of `x`, (N,), or one for all, (1,)"
@@ -279,6 +291,7 @@ def _draw_lam(self:NoduleMixUp, x, one):
     lam = torch.as_tensor(lam)
     return torch.maximum(lam, 1-lam).to(x.device, x.dtype)
 
+# %% ../nbs/11_learner.ipynb #b8b06ecd
 @patch
 def _draw_partners(self:NoduleMixUp, x):
     "The places in the whole batch of each nodule's partner, (N,)"
@@ -286,7 +299,7 @@ def _draw_partners(self:NoduleMixUp, x):
     u = uniforms(len(x)*self.world, [self.iter], self.seed, x.epoch, 'partners')[0]
     return np.argsort(u, kind='stable')[self.rank*len(x):][:len(x)]
 
-# %% ../nbs/11_learner.ipynb #92968e7a
+# %% ../nbs/11_learner.ipynb #6dff0e1a
 @patch
 def before_batch(self:NoduleMixUp):
     "Mix the inputs, and the labels if they are real numbers"
@@ -299,6 +312,7 @@ def before_batch(self:NoduleMixUp):
     self.learn.xb = tuple(map(blend, xb1, self.xb))
     if not self.of_classes: self.learn.yb = tuple(map(blend, self.yb1, self.yb))
 
+# %% ../nbs/11_learner.ipynb #c225b51b
 @patch
 def after_loss(self:NoduleMixUp):
     "Mix the losses of the two labels, if they are classes"
@@ -306,20 +320,22 @@ def after_loss(self:NoduleMixUp):
     loss = _mixed_loss(self.learn.loss_func, self.pred, self.yb1, self.yb, self.lam)
     self.learn.loss_grad,self.learn.loss = loss,loss.clone()
 
-# %% ../nbs/11_learner.ipynb #97a91414
+# %% ../nbs/11_learner.ipynb #c6471f80
 def _taken(cb):
     "A callback as a `NoduleLearner` takes it"
     if isinstance(cb, type): cb = cb()
     if not isinstance(cb, Callback): raise M3dvError(f"callback ({cb}) is a {type(cb).__name__}; expected a fastai Callback")
-    if isinstance(cb, CutMix): raise M3dvError("fastai's CutMix takes pictures (N,C,H,W), not volumes; use MixUp, or no mixing with mixup=0")
+    if isinstance(cb, CutMix): raise M3dvError("fastai's CutMix takes pictures (N,C,H,W), not volumes; use MixUp, or mixup=0 for none")
     return NoduleMixUp(float(cb.distrib.concentration1)) if type(cb) is MixUp else cb
 
+# %% ../nbs/11_learner.ipynb #aab70cb7
 @patch
 def add_cb(self:NoduleLearner, cb):
     cb = _taken(cb)
     if isinstance(cb, MixHandler): self.remove_cbs(self._grab_cbs(MixHandler))
     return super(NoduleLearner, self).add_cb(cb)
 
+# %% ../nbs/11_learner.ipynb #31482d94
 @patch
 @contextmanager
 def added_cbs(self:NoduleLearner, cbs):
@@ -327,7 +343,7 @@ def added_cbs(self:NoduleLearner, cbs):
     was = self._grab_cbs(MixHandler) if any(isinstance(o, MixHandler) for o in cbs) else L()
     with self.removed_cbs(was), super(NoduleLearner, self).added_cbs(cbs): yield
 
-# %% ../nbs/11_learner.ipynb #5daeae7f
+# %% ../nbs/11_learner.ipynb #79f74571
 _DATA = 'side margin mask aug bs n_folds repeats train_frac group seed draw_seed'.split() # fields of a recipe with which loaders are made
 
 def _seen(dls):
@@ -339,6 +355,7 @@ def _seen(dls):
     if crop and opener: d |= dict(margin=(opener.store.side-crop.side)//2)
     return d | (dict(mask=inp.mode) if inp else {})
 
+# %% ../nbs/11_learner.ipynb #293ec4c9
 def _recipe_of(dls, recipe, given):
     "The recipe that a Learner on `dls` follows, with the fields `given`"
     was = getattr(dls, 'recipe', None)
@@ -349,10 +366,11 @@ def _recipe_of(dls, recipe, given):
     if given.get('net') not in (None, r.net): given = dict(net_args={}) | given
     return override(r, **{k:v for k,v in given.items() if v is not None})
 
-# %% ../nbs/11_learner.ipynb #a8406ef2
+# %% ../nbs/11_learner.ipynb #2364a95c
 def _accuracy(pred, y): return (_to_class(pred, 0)==y.flatten()).float().mean()
 _accuracy.__name__ = 'accuracy'
 
+# %% ../nbs/11_learner.ipynb #aa78c6ab
 def _mean_auc(y, p):
     "AUC of the second class, or mean AUC of each class against the rest"
     cols = [(y==c, p[:,c]) for c in range(p.shape[1])] if p.shape[1]>2 else [(y==1, p[:,-1])]
@@ -363,18 +381,21 @@ class _RocAuc(AccumMetric):
     def __init__(self): super().__init__(_mean_auc, to_np=True, invert_arg=True, flatten=False, name='roc_auc_score')
     def accumulate(self, learn): self.accum_values(_to_probs(learn.pred.view(len(learn.pred), -1)), learn.y, learn)
 
-# %% ../nbs/11_learner.ipynb #69a684a4
+# %% ../nbs/11_learner.ipynb #1e01a1fc
 def _class_name(net):
     "A network's class and its arguments, as far as they are known, as fields of a recipe"
     args = {k:v for k,v in net.config.items() if k not in ('c_in','n_out')} if type(net) is DenseNet3D else {}
     return dict(net=f"{type(net).__module__}:{type(net).__qualname__}", net_args=args)
 
+# %% ../nbs/11_learner.ipynb #5cafb953
 def _build(dls, r):
     "The network that a recipe names, for these loaders"
     inp = _fitted(dls, ToInput)
-    if inp is None: raise M3dvError("these loaders hold no nodules; expected those of get_dls or of a DataBlock with a NoduleBlock, or a network as `net`")
+    if inp is None:
+        raise M3dvError("these loaders hold no nodules; expected those of get_dls or of a DataBlock with a NoduleBlock, or a network")
     return make_net(r.net, **dict(c_in=MASK_MODES[inp.mode], n_out=getattr(dls, 'c', 2) or 2) | r.net_args)
 
+# %% ../nbs/11_learner.ipynb #94118015
 def _placed(net, device):
     "The network on its device, in the memory layout in which 3D convolutions are fast"
     flat = any(p.ndim==4 for p in net.parameters())
@@ -389,16 +410,20 @@ def _judges(dls, net, loss_func, metrics):
     if loss_func is None: loss_func = BCEWithLogitsLossFlat() if classes and getattr(net, 'config', {}).get('n_out')==1 else stock
     return dict(loss_func=loss_func() if isinstance(loss_func, type) else loss_func, metrics=metrics)
 
-# %% ../nbs/11_learner.ipynb #28b3fe27
+# %% ../nbs/11_learner.ipynb #9cf8e143
 def _own_cbs(cbs, mixup):
     "The callbacks as a `NoduleLearner` takes them, and the α of the MixUp among them"
     cbs = L(cbs).map(_taken)
     mix = first(cbs, lambda o: isinstance(o, MixHandler))
-    if mix is not None and mixup: raise M3dvError(f"mixup ({mixup}) is given, and so is a {type(mix).__name__} among the callbacks; expected one of them")
+    if mix is not None and mixup:
+        raise M3dvError(f"mixup ({mixup}) is given, and so is a {type(mix).__name__} among the callbacks; expected one of them")
     return cbs, None if mix is None else float(mix.distrib.concentration1)
 
+# %% ../nbs/11_learner.ipynb #716f6863
 def _given(net, mixup, kwargs):
     "The fields of a recipe that were given by name"
+    if not isinstance(net, (nn.Module,str,type(None))):
+        raise M3dvError(f"net is a {type(net).__name__}; expected a network or the name of one")
     net = dict(net=net) if isinstance(net, str) else {} if net is None else _class_name(net)
     return net | dict(mixup=mixup) | {k:kwargs[k] for k in ('lr','wd') if isinstance(kwargs.get(k), (int,float))}
 
@@ -418,7 +443,6 @@ def get_learner(
     **kwargs # for fastai's `Learner`
 )->NoduleLearner: # ready for `fit_one_cycle`
     "A fastai `Learner` for nodules"
-    if not isinstance(net, (nn.Module,str,type(None))): raise M3dvError(f"net is a {type(net).__name__}; expected a network or the name of one")
     cbs,alpha = _own_cbs(cbs, mixup)
     r = _recipe_of(dls, recipe, _given(net, mixup if alpha is None else alpha, kwargs))
     if torch.device(dls.device).type=='cpu': keep_freed_memory()

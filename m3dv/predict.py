@@ -24,13 +24,14 @@ from .store import CropStore
 from .recipe import Recipe, load_recipe
 from .model import DenseNet3D, count_params, make_net
 
-# %% ../nbs/13_predict.ipynb #ab3a456d
+# %% ../nbs/13_predict.ipynb #d717d1c5
 def _to_probs(x):
     "Probability of the second class from one or two logits, (N,); of every class from more, (N,C)"
     x = x.float()
     if x.ndim<2 or x.shape[1]==1: return x.flatten().sigmoid()
     return x.softmax(1)[:,1] if x.shape[1]==2 else x.softmax(1)
 
+# %% ../nbs/13_predict.ipynb #8738e562
 def _views(net, x, mask, n):
     "The first `n` views' probabilities of a few crops, (N,n) or (N,n,C)"
     v = apply_mask(to_unit(x[:,:1].float()), x[:,1:]>0, mask)
@@ -53,7 +54,8 @@ def predict_views(
     finally:
         for m,was in modes: m.training = was
     if not np.isfinite(p).all():
-        raise M3dvError(f"the network gives {np.sum(~np.isfinite(p))} of {p.size} probabilities that are no numbers; its training diverged: train again with a lower learning rate")
+        raise M3dvError(f"the network gives {np.sum(~np.isfinite(p))} of {p.size} probabilities that are no numbers; "
+            "its training diverged: train again with a lower learning rate")
     return p
 
 # %% ../nbs/13_predict.ipynb #6a88071d
@@ -70,7 +72,7 @@ def predict_crops(
     "Probability of class 1, averaged over the cube's symmetries"
     return _mean_views(predict_views(net, x, side, mask, tta, bs))
 
-# %% ../nbs/13_predict.ipynb #9e91f774
+# %% ../nbs/13_predict.ipynb #19c4617c
 def _is_pair(o): return isinstance(o, tuple) and len(o)==2 and all(isinstance(a, np.ndarray) for a in o)
 
 def _in_folder(d):
@@ -80,20 +82,24 @@ def _in_folder(d):
     if not fs: raise M3dvError(f"{d}: holds no candidate files (.npz)")
     return fs
 
-# %% ../nbs/13_predict.ipynb #992b0045
+def _paths_of(df):
+    "The paths in a table of nodules"
+    if 'path' in df: return df.path
+    raise M3dvError(f"the table of nodules has the columns {', '.join(map(str, df.columns))}; expected one called path")
+
+# %% ../nbs/13_predict.ipynb #dd8a23a9
 def find_nodules(
-    items:str|Path|Competition|pd.DataFrame|tuple|Iterable, # a file, a folder, a competition, a table with a column `path`, a pair (voxel, seg), or several files and pairs
+    items:str|Path|Competition|pd.DataFrame|tuple|Iterable, # a file, a folder, a competition, a table, a pair (voxel, seg), or several
 )->list: # paths of candidate files, and pairs
     "The nodules that are meant, one at least"
     if isinstance(items, Competition): items = items.test
-    if isinstance(items, pd.DataFrame):
-        if 'path' not in items: raise M3dvError(f"the table of nodules has the columns {', '.join(map(str, items.columns))}; expected one called path")
-        items = items.path
+    if isinstance(items, pd.DataFrame): items = _paths_of(items)
     if isinstance(items, (str,Path)):
         p = Path(items).expanduser()
         return _in_folder(p) if p.is_dir() else [p]
     if _is_pair(items): return [items]
-    if not isinstance(items, Iterable): raise M3dvError(f"nodules to predict are a {type(items).__name__}; expected paths, a folder, pairs (voxel, seg) or a table")
+    if not isinstance(items, Iterable):
+        raise M3dvError(f"nodules to predict are a {type(items).__name__}; expected paths, a folder, pairs (voxel, seg) or a table")
     items = list(items)
     if not items: raise M3dvError("there is nothing to predict: no candidate files were given")
     return items
@@ -129,33 +135,36 @@ class Network:
     def device(self)->torch.device: return getattr(first(self.net.parameters()), 'device', torch.device('cpu'))
     def __call__(self, x:torch.Tensor)->np.ndarray: return predict_crops(self.net, x, self.side, self.mask, self.tta)
 
-# %% ../nbs/13_predict.ipynb #5c044d61
+# %% ../nbs/13_predict.ipynb #88642166
 @patch
 def __repr__(self:Network):
-    s,c = self.side,MASK_MODES[self.mask]
+    s,c,n = self.side,MASK_MODES[self.mask],count_params(self.net)[0]
     known = [f"fold {self.fold}"]*(self.fold is not None) + [f"{self.epochs} epochs"]*(self.epochs is not None)
-    return (f"Network {', '.join([self.recipe.name, *known])}: {type(self.net).__name__} with {count_params(self.net)[0]:,} parameters, "
-        f"input ({c},{s},{s},{s}) in mask mode {self.mask}, mean of {SYMMETRIES[self.tta]} views ({self.tta}), classes {', '.join(map(str, self.classes))}")
+    return (f"Network {', '.join([self.recipe.name, *known])}: {type(self.net).__name__} with {n:,} parameters, input ({c},{s},{s},{s}) "
+        f"in mask mode {self.mask}, mean of {SYMMETRIES[self.tta]} views ({self.tta}), classes {', '.join(map(str, self.classes))}")
 
-# %% ../nbs/13_predict.ipynb #5cb2bcf7
+# %% ../nbs/13_predict.ipynb #e43b0dc3
 @patch
 def predict(self:Network,
-    items:str|Path|Competition|pd.DataFrame|tuple|Iterable, # what `find_nodules` takes: a file, a folder, a competition, arrays, or several
+    items:str|Path|Competition|pd.DataFrame|tuple|Iterable, # a file, a folder, a competition, a table, arrays (voxel, seg), or several
     progress:bool=False, # show a progress bar while files are read?
     spread:bool=False, # also give the standard deviation over the symmetries, as a measure of doubt?
 )->np.ndarray|tuple: # probability of class 1, (N,); of C classes from three on, (N,C); with `spread` a pair of those
     "Probability of class 1 for files or arrays, in the order of `find_nodules`"
     at = self.side,self.device
-    v = np.concatenate([predict_views(self.net, xs[at], self.side, self.mask, self.tta) for xs in _read_crops(find_nodules(items), [at], progress)])
+    parts = _read_crops(find_nodules(items), [at], progress)
+    v = np.concatenate([predict_views(self.net, xs[at], self.side, self.mask, self.tta) for xs in parts])
     return (_mean_views(v), v.std(1)) if spread else _mean_views(v)
 
-# %% ../nbs/13_predict.ipynb #47258d46
+# %% ../nbs/13_predict.ipynb #7932b3a0
 def _fitted(dls, kind):
     "The transform of type `kind` among the batch transforms of `dls`"
     f = first(getattr(getattr(dls.valid, 'after_batch', None), 'fs', ()), lambda f: isinstance(f, kind))
-    if f is None: raise M3dvError(f"the Learner's loaders have no {kind.__name__}; expected those of get_dls or of a DataBlock with a NoduleBlock")
+    if f is None:
+        raise M3dvError(f"the Learner's loaders have no {kind.__name__}; expected those of get_dls or of a DataBlock with a NoduleBlock")
     return f
 
+# %% ../nbs/13_predict.ipynb #16011de5
 def as_network(
     learn:Learner, # a trained Learner, from `get_learner`
 )->Network: # its network, which it shares with the Learner
@@ -164,18 +173,21 @@ def as_network(
     if not isinstance(r, Recipe): raise M3dvError(f"this {type(learn).__name__} has no recipe; make it with get_learner")
     classes = [o.item() if hasattr(o, 'item') else o for o in getattr(dls, 'vocab', (0,1))]
     done = getattr(getattr(learn, 'count_epochs', None), 'done', None)
-    return Network(get_model(learn.model), _fitted(dls, CentreCrop).side, _fitted(dls, ToInput).mode, r.tta, r, classes, getattr(dls, 'fold', None), done)
+    side,mask = _fitted(dls, CentreCrop).side,_fitted(dls, ToInput).mode
+    return Network(get_model(learn.model), side, mask, r.tta, r, classes, getattr(dls, 'fold', None), done)
 
-# %% ../nbs/13_predict.ipynb #99f27903
+# %% ../nbs/13_predict.ipynb #19e4a563
 _FORMAT = 1 # of the JSON; version 0.3 wrote none
 
 def _constructor_name(f):
     "A constructor as package.module:function, which another process can import"
     name = f if isinstance(f, str) else f"{getattr(f, '__module__', '')}:{getattr(f, '__qualname__', type(f).__name__)}"
     if name.startswith('__main__:') or '<' in name or ':' not in name:
-        raise M3dvError(f"constructor ({name}) cannot be imported by another process; expected package.module:function, in a file that Python finds")
+        raise M3dvError(f"constructor ({name}) cannot be imported by another process; "
+            "expected package.module:function, in a file that Python finds")
     return name
 
+# %% ../nbs/13_predict.ipynb #35c5e8dc
 @torch.no_grad()
 def _check_rebuilt(net, made, name, x):
     "Refuse a constructor that builds another network than `net`"
@@ -187,21 +199,22 @@ def _check_rebuilt(net, made, name, x):
         for m,was in modes: m.training = was
     if not same: raise M3dvError(f"constructor ({name}) builds a network that gives something else for the same weights")
 
-# %% ../nbs/13_predict.ipynb #e1feb0bf
+# %% ../nbs/13_predict.ipynb #fb69b61e
 def _how_built(n, constructor, args):
     "How to build the net of a `Network` again, for its JSON"
     if constructor is None and type(n.net) is DenseNet3D: return n.net.config
     own = constructor is None and (':' not in n.recipe.net or n.recipe.net.startswith('__main__:'))
     c_in,where = MASK_MODES[n.mask],"save_network(learn, path, constructor='package.module:function', args=dict(…))"
-    if own: raise M3dvError(f"network is a {type(n.net).__name__}, which cannot be built again without the name of what builds it; use {where}")
+    what = f"network is a {type(n.net).__name__}"
+    if own: raise M3dvError(f"{what}, which cannot be built again without the name of what builds it; use {where}")
     name = _constructor_name(n.recipe.net if constructor is None else constructor)
     args = dict(c_in=c_in, n_out=len(n.classes)) | (n.recipe.net_args if constructor is None else {}) | (args or {})
     try: json.dumps(args)
     except TypeError as e: raise M3dvError(f"args ({args}) of constructor ({name}) cannot be written as JSON: {e}") from e
     try:
         with torch.random.fork_rng(devices=[]):
-            _check_rebuilt(n.net, make_net(name, **args), name, torch.rand(2, c_in, n.side, n.side, n.side, device=n.device))
-    except M3dvError as e: raise M3dvError(f"network is a {type(n.net).__name__}; {e}; use {where}") from e
+            _check_rebuilt(n.net, make_net(name, **args), name, torch.rand(2, c_in, n.side, n.side, n.side).to(n.device))
+    except M3dvError as e: raise M3dvError(f"{what}; {e}; use {where}") from e
     return dict(constructor=name, args=args)
 
 # %% ../nbs/13_predict.ipynb #e21eaedb
@@ -230,24 +243,31 @@ def _network_files(path):
         if not f.is_file(): raise M3dvError(f"{f}: no such file; a network is a .json and a .safetensors of one name")
     return j,w
 
-# %% ../nbs/13_predict.ipynb #088cafb4
+# %% ../nbs/13_predict.ipynb #d44f0970
 def _rebuild(d, j, trust_code):
     "A new net from the JSON's `net`"
     if not isinstance(d, dict): raise TypeError(f"net is a {type(d).__name__}")
     if 'constructor' not in d: return DenseNet3D(**d)
     name,args = d['constructor'],d['args']
-    if not trust_code: raise M3dvError(f"{j}: the network is built by {name}, and building it runs that code; if you trust it, give trust_code=True")
+    if not trust_code:
+        raise M3dvError(f"{j}: the network is built by {name}, and building it runs that code; if you trust it, give trust_code=True")
     return make_net(name, **args)
 
-def _read_network(j, trust_code):
+# %% ../nbs/13_predict.ipynb #c63478fa
+def _network_of(d, j, trust_code):
     "What a network's JSON describes"
-    try:
-        d = json.loads(j.read_text(encoding='utf-8'))
-        if d.get('format', 0)>_FORMAT: raise M3dvError(f"{j}: format {d['format']} is newer than {_FORMAT}, the newest that m3dv {m3dv.__version__} reads; update m3dv")
-        recipe = load_recipe(d['recipe'] | {k:d[k] for k in ('side','mask','tta')}, j)
-        return Network(_rebuild(d['net'], j, trust_code), recipe.side, recipe.mask, recipe.tta, recipe, list(d.get('classes', [0,1])), d.get('fold'), d.get('epochs'))
+    if d.get('format', 0)>_FORMAT:
+        raise M3dvError(f"{j}: format {d['format']} is newer than {_FORMAT}, the newest that m3dv {m3dv.__version__} reads; update m3dv")
+    r = load_recipe(d['recipe'] | {k:d[k] for k in ('side','mask','tta')}, j)
+    net,classes = _rebuild(d['net'], j, trust_code),list(d.get('classes', [0,1]))
+    return Network(net, r.side, r.mask, r.tta, r, classes, d.get('fold'), d.get('epochs'))
+
+def _read_network(j, trust_code):
+    "The network, not yet with its weights, that a JSON file describes"
+    try: return _network_of(json.loads(j.read_text(encoding='utf-8')), j, trust_code)
     except M3dvError as e: raise e if str(e).startswith(str(j)) else M3dvError(f"{j}: {e}") from e
-    except (ValueError, TypeError, KeyError, AttributeError) as e: raise M3dvError(f"{j}: not the JSON of a network ({type(e).__name__}: {e})") from e
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise M3dvError(f"{j}: not the JSON of a network ({type(e).__name__}: {e})") from e
 
 # %% ../nbs/13_predict.ipynb #e1935479
 def load_network(
@@ -264,6 +284,18 @@ def load_network(
     n.net = n.net.to(pick_device(device), **({} if flat else dict(memory_format=torch.channels_last_3d))).eval()
     return n
 
+# %% ../nbs/13_predict.ipynb #3d4ee511
+def _run_files(out):
+    "The weights of a run's networks, in the order of their seeds and folds"
+    d = out/'models' if (out/'models').is_dir() else out
+    fs = sorted(d.glob('seed[0-9]*_fold[0-9]*.safetensors'), key=lambda p: natural_key(p.stem))
+    if not fs: raise M3dvError(f"{out}: holds no networks; expected models/seed0_fold0.safetensors and so on, as m3dv_train writes them")
+    f = d.parent/'recipe.json'
+    r = load_recipe(f) if d.name=='models' and f.is_file() else None
+    if r and len(fs)!=(n:=r.n_folds*r.repeats):
+        warnings.warn(f"{out}: holds {len(fs)} of the {n} networks of its recipe; the mean is over those", M3dvWarning, stacklevel=3)
+    return fs
+
 # %% ../nbs/13_predict.ipynb #e9ab92a8
 def load_networks(
     out:str|Path|list, # a run's folder, its folder models/, or a list of networks and their paths
@@ -271,16 +303,8 @@ def load_networks(
     trust_code:bool=False, # may the code that builds networks of your own be imported and run?
 )->list: # of `Network`s, in the order of their seeds and folds
     "The networks of a run"
-    if isinstance(out, (list,tuple)): return [o if isinstance(o, Network) else load_network(o, pick_device(device), trust_code) for o in out]
-    out = Path(out).expanduser()
-    d = out/'models' if (out/'models').is_dir() else out
-    fs = sorted(d.glob('seed[0-9]*_fold[0-9]*.safetensors'), key=lambda p: natural_key(p.stem))
-    if not fs: raise M3dvError(f"{out}: holds no networks; expected models/seed0_fold0.safetensors and so on, as m3dv_train writes them")
-    nets = [load_network(f, pick_device(device), trust_code) for f in fs]
-    f = d.parent/'recipe.json'; r = load_recipe(f) if d.name=='models' and f.is_file() else None
-    if r and len(nets)!=(n:=r.n_folds*r.repeats):
-        warnings.warn(f"{out}: holds {len(nets)} of the {n} networks of its recipe; the mean is over those", M3dvWarning)
-    return nets
+    if not isinstance(out, (list,tuple)): out = _run_files(Path(out).expanduser())
+    return [o if isinstance(o, Network) else load_network(o, pick_device(device), trust_code) for o in out]
 
 # %% ../nbs/13_predict.ipynb #e9ab92a9
 def predict_nodules(
@@ -297,7 +321,7 @@ def predict_nodules(
     parts = _read_crops(find_nodules(items), dict.fromkeys(at), progress)
     return np.concatenate([np.stack([n(xs[k]) for n,k in zip(nets, at)]) for xs in parts], 1)
 
-# %% ../nbs/13_predict.ipynb #6a843c45
+# %% ../nbs/13_predict.ipynb #112fa8cc
 def _onnx_program(n):
     "A network as torch's ONNX program, for batches of any size"
     try: import onnxscript
@@ -306,14 +330,15 @@ def _onnx_program(n):
     net = copy.deepcopy(n.net).cpu().eval()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
-        return torch.onnx.export(net, (x,), dynamo=True, dynamic_shapes=({0:torch.export.Dim('n')},), input_names=['x'], output_names=['logits'], verbose=False)
+        return torch.onnx.export(net, (x,), dynamo=True, dynamic_shapes=({0:torch.export.Dim('n')},), input_names=['x'],
+            output_names=['logits'], verbose=False)
 
-# %% ../nbs/13_predict.ipynb #59e91612
+# %% ../nbs/13_predict.ipynb #f34fc188
 @patch
 def to_onnx(self:Network,
     path:str|Path, # the file to write, .onnx
 )->Path: # `path`
-    "Write the network for ONNX runtimes, checked against itself at several batch sizes on this page"
+    "Write the network for ONNX runtimes"
     prog = _onnx_program(self)
     about = dict(side=self.side, mask=self.mask, tta=self.tta, classes=self.classes, recipe=self.recipe.name, m3dv=m3dv.__version__)
     prog.model.metadata_props['m3dv'] = json.dumps(about)

@@ -390,7 +390,7 @@ def _over(r): return f"nodules and repeats; mean of {r.repeats} repeats" if r.re
 @patch
 def __str__(self:Run):
     r,n = self.recipe,len(self._wanted())
-    s = f"run {self.path}: recipe {r.name}, {len(self.done)} of {n} folds finished"
+    s = f"run {self.path.name or self.path}: recipe {r.name}, {len(self.done)} of {n} folds finished"
     if self.left: return f"{s}; left to train: {_some(self.left)}"
     if not (self.path/'oof.csv').is_file(): return f"{s}; oof.csv is not written yet"
     files = ', '.join(f for f in _TABLES if (self.path/f).is_file())
