@@ -166,7 +166,7 @@ def _autocasts():
     return torch.autocast_decrement_nesting()
 
 @patch
-def one_batch(self:NoduleLearner, i, b):
+def one_batch(self:NoduleLearner, i:int, b:tuple):
     was = _autocasts()
     try: super(NoduleLearner, self).one_batch(i, b)
     finally:
@@ -330,18 +330,21 @@ def _taken(cb):
 
 # %% ../nbs/11_learner.ipynb #aab70cb7
 @patch
-def add_cb(self:NoduleLearner, cb):
+def add_cb(self:NoduleLearner, cb:Callback):
     cb = _taken(cb)
     if isinstance(cb, MixHandler): self.remove_cbs(self._grab_cbs(MixHandler))
     return super(NoduleLearner, self).add_cb(cb)
 
-# %% ../nbs/11_learner.ipynb #31482d94
+# %% ../nbs/11_learner.ipynb #d552ffa8
 @patch
 @contextmanager
-def added_cbs(self:NoduleLearner, cbs):
+def added_cbs(self:NoduleLearner, cbs:Callback|list):
     cbs = L(cbs).map(_taken)
     was = self._grab_cbs(MixHandler) if any(isinstance(o, MixHandler) for o in cbs) else L()
-    with self.removed_cbs(was), super(NoduleLearner, self).added_cbs(cbs): yield
+    try:
+        with self.removed_cbs(was), super(NoduleLearner, self).added_cbs(cbs): yield
+    finally:
+        for o in self.cbs: setattr(self, o.name, o)
 
 # %% ../nbs/11_learner.ipynb #79f74571
 _DATA = 'side margin mask aug bs n_folds repeats train_frac group seed draw_seed'.split() # fields of a recipe with which loaders are made
@@ -355,12 +358,18 @@ def _seen(dls):
     if crop and opener: d |= dict(margin=(opener.store.side-crop.side)//2)
     return d | (dict(mask=inp.mode) if inp else {})
 
-# %% ../nbs/11_learner.ipynb #293ec4c9
+# %% ../nbs/11_learner.ipynb #254465f1
+def _refuse_data(r, data):
+    "Refuse fields that were asked for and with which the loaders were not made"
+    odd = [k for k,v in data.items() if getattr(r, k)!=v]
+    if odd: raise M3dvError(f"recipe: {odd[0]} ({getattr(r, odd[0])}) is not that of the loaders ({data[odd[0]]}); give it to get_dls")
+
 def _recipe_of(dls, recipe, given):
     "The recipe that a Learner on `dls` follows, with the fields `given`"
     was = getattr(dls, 'recipe', None)
     r = (was or RECIPES['default']) if recipe is None else load_recipe(recipe)
     data = {k:getattr(was, k) for k in _DATA} if was else _seen(dls)
+    if isinstance(recipe, dict): _refuse_data(r, {k:data[k] for k in recipe if k in data})
     for k,v in data.items():
         with suppress(M3dvError): r = override(r, **{k:v})          # a batch of one is none of a recipe's
     if given.get('net') not in (None, r.net): given = dict(net_args={}) | given

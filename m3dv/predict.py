@@ -6,8 +6,8 @@
 __all__ = ['predict_views', 'predict_crops', 'find_nodules', 'Network', 'as_network', 'save_network', 'load_network',
            'load_networks', 'predict_nodules']
 
-# %% ../nbs/13_predict.ipynb #1797c0e7
-import copy, json, warnings
+# %% ../nbs/13_predict.ipynb #e0c26c59
+import copy, inspect, json, warnings
 import numpy as np, pandas as pd, torch, m3dv
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -321,11 +321,12 @@ def predict_nodules(
     parts = _read_crops(find_nodules(items), dict.fromkeys(at), progress)
     return np.concatenate([np.stack([n(xs[k]) for n,k in zip(nets, at)]) for xs in parts], 1)
 
-# %% ../nbs/13_predict.ipynb #112fa8cc
+# %% ../nbs/13_predict.ipynb #f7e67cc3
 def _onnx_program(n):
     "A network as torch's ONNX program, for batches of any size"
     try: import onnxscript
     except ImportError as e: raise M3dvError("to_onnx needs the package onnxscript; pip install onnxscript") from e
+    if 'dynamic_shapes' not in inspect.signature(torch.onnx.export).parameters: raise M3dvError("to_onnx needs torch 2.6 or newer")
     x = torch.zeros(2, MASK_MODES[n.mask], n.side, n.side, n.side)
     net = copy.deepcopy(n.net).cpu().eval()
     with warnings.catch_warnings(), torch.no_grad():
