@@ -89,7 +89,7 @@ for m in pkgutil.iter_modules(m3dv.__path__):
 from m3dv.all import *
 data = Path('data')
 files = sorted((data/'test').glob('*.npz'))
-dls = get_dls(data, bs=4, show=False)
+dls = get_dls(data, bs=4, progress=False)
 learn = get_learner(dls)
 learn.fit_one_cycle(1)
 assert len(learn.history())==1
