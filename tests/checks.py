@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+OFFLINE = ROOT/'tests'/'offline'
 LIMIT = 600 # seconds for one program
 MAX_NB, MAX_NBS = 250_000, 3_000_000 # bytes: one notebook, all of nbs/
 COLUMNS = 140
@@ -69,8 +70,9 @@ def copy(root, dest, package=True):
 # ---------------------------------------------------------------- running a tool with a time limit
 
 def call(cmd, cwd, limit=LIMIT, env=None):
-    "Run `cmd`; return exit code (None if stopped after `limit` s) and output. Whatever it started ends with it."
-    env = {**os.environ, 'OMP_NUM_THREADS':'1', 'MPLBACKEND':'Agg', 'PYTHONPATH':str(cwd), 'M3DV_CACHE':'off', **(env or {})}
+    "Run `cmd` without a network; exit code (None if stopped after `limit` s) and output. Whatever it started ends with it."
+    env = {**os.environ, 'OMP_NUM_THREADS':'1', 'MPLBACKEND':'Agg', 'PYTHONPATH':os.pathsep.join([str(cwd), str(OFFLINE)]),
+           'M3DV_CACHE':'off', **(env or {})}
     for o in ('M3DV_DATA', 'M3DV_OUT', 'IN_TEST'): env.pop(o, None)
     with tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as f:
         p = subprocess.Popen(cmd, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, start_new_session=True)
@@ -358,6 +360,25 @@ def order(root):
             if not of.get(m, '~')<number(p): res.append(f"{p.relative_to(root)} cell {i}: {lib}.{m} is of {where}, not of a lower one")
     return list(dict.fromkeys(res))
 
+# ---------------------------------------------------------------- what is installed, and from where
+
+PIN = re.compile(r'^([\w.-]+)==(\S+)', flags=re.M)
+
+def pins(p): return {canonicalize_name(k):v for k,v in PIN.findall(p.read_text(encoding='utf-8'))}
+
+def supply(root):
+    "Actions of the workflows are named by commit, and requirements.txt has the releases of constraints.txt, each with its hashes"
+    res = []
+    for p in sorted((root/'.github'/'workflows').glob('*.y*ml')):
+        for o in re.findall(r'uses:\s*(\S+)', p.read_text(encoding='utf-8')):
+            if not re.search(r'@[0-9a-f]{40}$', o): res.append(f"{p.relative_to(root)}: {o} is not named by a commit")
+    lists = root/'constraints.txt', root/'requirements.txt'
+    if not all(p.exists() for p in lists): return [*res, *[f"{p.name}: missing" for p in lists if not p.exists()]]
+    want,there = map(pins, lists)
+    res += [f"requirements.txt: {k} {there.get(k, 'missing')}, but {v} in constraints.txt" for k,v in want.items() if there.get(k)!=v]
+    whole = lists[1].read_text(encoding='utf-8').replace('\\\n', ' ')
+    return res + [f"requirements.txt: {l.split()[0]} has no hash" for l in whole.splitlines() if PIN.match(l) and '--hash=sha256:' not in l]
+
 # ---------------------------------------------------------------- importing it
 
 IMPORT = '''
@@ -391,7 +412,7 @@ def imports(root):
     return out.strip().splitlines() if rc==0 else [*out.strip().splitlines(), f'exit code {rc}']
 
 CHECKS = [export, clean, names, readme, docs, links, outputs, skips, requirements, package,
-          columns, lint, annotations, private, order, imports]
+          columns, lint, annotations, private, order, supply, imports]
 
 # ---------------------------------------------------------------- one notebook
 

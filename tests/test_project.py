@@ -42,6 +42,10 @@ def good(tmp_path_factory):
     write(d/'nbs'/'01_two.ipynb', *page(name='two', first='from mini.one import one'))
     write(d/'nbs'/'index.ipynb', new_markdown_cell('# mini\n\n> A project'), new_markdown_cell('See [one](00_one.ipynb#one) and `code`.'),
           new_code_cell('1+1', outputs=said('2\n')))
+    (d/'.github'/'workflows').mkdir(parents=True)
+    (d/'.github'/'workflows'/'test.yaml').write_text(f'- uses: actions/checkout@{"0a"*20} # v4\n')
+    (d/'constraints.txt').write_text('numpy==2.0\n')
+    (d/'requirements.txt').write_text('numpy==2.0 \\\n    --hash=sha256:00\n')
     (d/'mini'/'all.py').write_text('from mini.one import *\nfrom mini.two import *\n')
     python('from nbdev.doclinks import nbdev_export; nbdev_export()', d)
     subprocess.run([sys.executable, str(ROOT/'tools'/'readme.py'), '--root', str(d)], check=True)
@@ -116,6 +120,10 @@ PLANTED = [
     ('private', 'in a tool', puts('tools/a.py', 'from mini import two\ntwo._x'), 'mini.two._x is private'),
     ('order', 'a later page', code('from mini.two import two'), 'page 01'),
     ('order', 'all pages', code('from mini.all import *'), 'no page'),
+    ('supply', 'by tag', edits('.github/workflows/test.yaml', '0a'*20, 'v4'), 'checkout@v4 is not named by a commit'),
+    ('supply', 'another release', edits('requirements.txt', '2.0', '2.1'), 'numpy 2.1, but 2.0'),
+    ('supply', 'left out', edits('requirements.txt', 'numpy', 'nump'), 'numpy missing'),
+    ('supply', 'no hash', edits('requirements.txt', '--hash=sha256:00', '# none'), 'no hash'),
     ('imports', 'broken module', appends(MODULE, '\nimport nowhere_at_all\n'), 'nowhere_at_all'),
     ('imports', 'a name left out', puts('mini/all.py', 'from mini.one import *\n'), 'not the names of mini.two: two'),
     ('imports', 'two of one name', appends('mini/all.py', 'def one(): pass\n'), 'not the names of mini.one: one'),
@@ -137,8 +145,9 @@ def test_every_check_has_its_fault(): assert {f.__name__ for f in CHECKS}=={o[0]
     ([new_code_cell('raise ValueError("the reason")')], 'the reason'),
     ([new_raw_cell('---\nskip_exec: true\n---'), new_code_cell('1/0')], 'skipped'),
     ([new_code_cell('import os'), new_code_cell('os._exit(3)')], 'exit code 3'),
-    ([new_code_cell('import time'), new_code_cell('time.sleep(100)')], 'stopped after 4 s')],
-    ids=['runs', 'fails', 'is skipped', 'dies', 'hangs'])
+    ([new_code_cell('import time'), new_code_cell('time.sleep(100)')], 'stopped after 4 s'),
+    ([new_code_cell('import socket'), new_code_cell('socket.create_connection(("192.0.2.1", 80), 1)')], 'no network in tests')],
+    ids=['runs', 'fails', 'is skipped', 'dies', 'hangs', 'reaches out'])
 def test_notebook_that(good, tmp_path, cells, want):
     d = Path(shutil.copytree(good, tmp_path/'p'))
     write(d/'nbs'/'05_x.ipynb', *cells)
