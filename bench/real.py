@@ -7,7 +7,8 @@ import argparse
 import pandas as pd
 from pathlib import Path
 from m3dv.blend import blend
-from m3dv.classical import baselines, feature_table
+from m3dv.classical import baselines
+from m3dv.features import feature_table
 from m3dv.crossval import curve_table
 from m3dv.data import read_competition
 from m3dv.evaluate import compare_all, compare, label_issues, read_oof, score_table, spread_table

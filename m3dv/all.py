@@ -2,6 +2,7 @@
 from m3dv.core import *
 from m3dv.synth import *
 from m3dv.data import *
+from m3dv.features import *
 from m3dv.transforms import *
 from m3dv.plot import *
 from m3dv.store import *
