@@ -7,6 +7,7 @@ __all__ = ['NETS', 'DenseNet3D', 'count_params', 'count_macs', 'report_net', 'de
 
 # %% ../nbs/10_model.ipynb #ebb58e4b
 import inspect, torch
+from numbers import Integral, Real
 from pkgutil import resolve_name
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,6 +80,38 @@ def _features(c_in, nf, stride, k, blocks, bottleneck, theta, bias, **bn):
         layers.append(_DenseBlock(n, nf, k, bottleneck, bias, **bn)); nf += n*k
     return nn.Sequential(*layers, nn.BatchNorm3d(nf, **bn), nn.ReLU()), nf
 
+# %% ../nbs/10_model.ipynb #d20fa268
+def _size(c_in, n_out, nf, k, blocks, bottleneck, theta, bias, **_):
+    "Trainable parameters of the network with this configuration"
+    b,n = bottleneck*k,(27*c_in+bias)*nf
+    for i,layers in enumerate(blocks):
+        if i: n += 2*nf + (nf+bias)*int(nf*theta); nf = int(nf*theta)
+        if not nf: raise M3dvError(f"network: theta ({theta}) keeps none of the maps before block {i+1}; give a larger one")
+        for _ in range(layers): n += 2*nf + nf*b + 2*b + (27*b+bias)*k; nf += k
+    return n + 2*nf + (nf+1)*n_out
+
+# %% ../nbs/10_model.ipynb #8e28f7f3
+_MAX_PARAMS,_MAX_LAYERS = 200_000_000,256 # of one network; layers of all dense blocks together
+_WHOLE = dict(c_in=(1,64), n_out=(1,10_000), nf=(1,4096), stride=(1,8), k=(1,1024), bottleneck=(1,64))
+_REAL = dict(theta=(0,1), eps=(1e-12,1), momentum=(0,1))
+
+def _is_number(v, lo, hi, kind=Integral): return isinstance(v, kind) and not isinstance(v, bool) and lo<=v<=hi
+
+def _checked(c):
+    "The configuration `c`, or an error that names the argument"
+    for k,(lo,hi) in (_WHOLE | _REAL).items():
+        if k=='momentum' and c[k] is None: continue                     # torch's own: the mean over all batches
+        if not _is_number(c[k], lo, hi, Integral if k in _WHOLE else Real):
+            raise M3dvError(f"network: {k} ({c[k]}) is not a {'whole ' if k in _WHOLE else ''}number between {lo} and {hi}")
+        c[k] = (int if k in _WHOLE else float)(c[k])
+    b,n = c['blocks'],_MAX_LAYERS
+    if not isinstance(b, (list,tuple)) or not 1<=len(b)<=8 or not all(_is_number(o, 0, n) for o in b) or sum(b)>n:
+        raise M3dvError(f"network: blocks ({b}) are not 1 to 8 whole numbers of layers, {n} layers at most together")
+    if c['bias'] not in (True,False): raise M3dvError(f"network: bias ({c['bias']}) is neither true nor false")
+    c |= dict(blocks=[int(o) for o in b], bias=bool(c['bias']))
+    if (n:=_size(**c))>_MAX_PARAMS: raise M3dvError(f"network has {n:,} parameters; expected {_MAX_PARAMS:,} at most")
+    return c
+
 # %% ../nbs/10_model.ipynb #d2d05c72
 class DenseNet3D(nn.Module):
     "3D DenseNet-BC for (N,C,D,H,W) volumes, https://arxiv.org/abs/1608.06993"
@@ -97,10 +130,10 @@ class DenseNet3D(nn.Module):
         momentum:float=.1, # weight of the new batch in batch norm's running statistics
     ):
         super().__init__()
-        args = dict(c_in=c_in, nf=nf, stride=stride, k=k, bottleneck=bottleneck, theta=theta, bias=bias, eps=eps, momentum=momentum)
-        self.config = args | dict(n_out=n_out, blocks=list(blocks))
+        self.config = _checked(dict(c_in=c_in, n_out=n_out, nf=nf, stride=stride, k=k, blocks=blocks, bottleneck=bottleneck,
+            theta=theta, bias=bias, eps=eps, momentum=momentum))
         self.min_side = stride*2**(len(blocks)-1)
-        self.features,nf = _features(blocks=blocks, **args)
+        self.features,nf = _features(**{k:v for k,v in self.config.items() if k!='n_out'})
         self.head = nn.Linear(nf, n_out)
         self.apply(_init)
 

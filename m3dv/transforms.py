@@ -88,7 +88,8 @@ class Aug:
     noise:float=3. # standard deviation of Gaussian noise, grey levels, up to
 
     def __post_init__(self):
-        if self.symmetry not in SYMMETRIES: raise M3dvError(f"symmetry ({self.symmetry}) is not one of {', '.join(SYMMETRIES)}")
+        if not isinstance(self.symmetry, str) or self.symmetry not in SYMMETRIES:
+            raise M3dvError(f"symmetry ({self.symmetry}) is not one of {', '.join(SYMMETRIES)}")
         for f in fields(self):
             if f.name!='symmetry': _check_number(f.name, getattr(self, f.name))
 
