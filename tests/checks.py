@@ -14,6 +14,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+from shrink import is_bar # noqa: E402
+
 OFFLINE = ROOT/'tests'/'offline'
 LIMIT = 600 # seconds for one program
 MAX_NB, MAX_NBS = 250_000, 3_000_000 # bytes: one notebook, all of nbs/
@@ -212,6 +215,7 @@ def outputs(root):
         if n>=MAX_NB: res.append(f"{rel}: {n:,} bytes; a notebook has less than {MAX_NB:,}")
         for i,o in [(i,o) for i,c in cells(p) for o in c.outputs]:
             if o['output_type']=='error': res.append(f"{rel} cell {i}: stored error {o['ename']}")
+            if is_bar(o): res.append(f"{rel} cell {i}: stored output is what a progress bar has left; run `make export`")
             found = [(what,t,m) for t in texts(o) for what,r in STRAY.items() if (m:=r.search(t))]
             res += [f"{rel} cell {i}: stored output holds a {what}: {t[max(0,m.start()-20):m.end()+20]!r}" for what,t,m in found]
     size = sum(p.stat().st_size for p in (root/'nbs').rglob('*') if p.is_file() and not UNSEEN & set(p.parts))

@@ -93,6 +93,7 @@ PLANTED = [
     ('outputs', 'home folder', prints("wrote '/home/me/x.csv'"), 'path'),
     ('outputs', 'tqdm', prints('100%|██████| 3/3'), 'progress bar'),
     ('outputs', 'progress bar', out('display_data', {'text/html':"<progress value='1'>"}), 'progress bar'),
+    ('outputs', 'what a bar left', out('display_data', {'text/html':'<style>a {}</style>'}), 'progress bar has left'),
     ('outputs', 'time', prints('0  0.69  00:03'), 'time'),
     ('outputs', 'address', prints('<A at 0x7f5a1c2b3d40>'), 'address'),
     ('outputs', 'error', out('error', ename='E', evalue='e', traceback=[]), 'stored error'),

@@ -61,3 +61,11 @@ def test_shrink(tmp_path):
     assert shrink.small(small)==small and len(small)<=len(f.getvalue())
     assert np.abs(np.asarray(Image.open(io.BytesIO(small)).convert('RGB')).astype(int)-np.repeat(np.repeat(x, 4, 0), 4, 1)).mean()<8
     shrink.shrink(nb); was = nb.read_bytes(); assert shrink.shrink(nb)==0 and nb.read_bytes()==was
+
+def test_bars_go(tmp_path):
+    import shrink
+    nb = notebook(tmp_path/'a.ipynb', '1'); d = json.loads(nb.read_text())
+    page = lambda h: dict(output_type='display_data', metadata={}, data={'text/html':h, 'text/plain':'<IPython.core.display.HTML object>'})
+    d['cells'][0]['outputs'] = [page(['\n<style>\n p {}\n', '</style>']), page(''), page('<b>a</b>')]
+    nb.write_text(json.dumps(d)); shrink.shrink(nb)
+    assert [o['data']['text/html'] for o in json.loads(nb.read_text())['cells'][0]['outputs']]==['<b>a</b>']
