@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from matplotlib.axes import Axes
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit
-from .core import M3dvError
+from .core import M3dvError, quoted
 from .evaluate import COLUMNS, check_same_split, oof_arrays
 from .metrics import check_predictions, check_probabilities
 
@@ -36,7 +36,7 @@ def fit_weights(
     one = dict(type='eq', fun=lambda w: w.sum()-1, jac=lambda w: np.ones(m))
     r = minimize(lambda w: -np.log(q@w).mean(), np.full(m, 1/m), jac=lambda w: -(q/(q@w)[:,None]).mean(0), method='SLSQP',
         bounds=[(_EPS,1)]*m, constraints=one, options=dict(ftol=1e-10, maxiter=1000))
-    if not r.success: raise RuntimeError(f"no weights found for {m} members and {n} nodules: {r.message}")
+    if not r.success: raise M3dvError(f"no weights found for {m} members and {n} nodules ({r.message}); take equal ones")
     w = np.where(r.x>2*_EPS, r.x, 0)
     return w/w.sum()
 
@@ -65,7 +65,7 @@ def fit_temperature(
 def _refold(t, folds):
     "Table with other folds"
     f = t.name.map(dict(folds))
-    if f.isna().any(): raise M3dvError(f"folds: nodule {t.name[f.isna()].iloc[0]} has none")
+    if f.isna().any(): raise M3dvError(f"folds: nodule {quoted(t.name[f.isna()].iloc[0])} has none")
     return t.assign(fold=f.astype(int))
 
 # %% ../nbs/21_blend.ipynb #faf35dbb
@@ -80,7 +80,7 @@ def _members(tables, folds=None):
     ws = {}
     for k,t in tables.items():
         try: ws[k] = oof_arrays(t); check_probabilities(ws[k][1]); check_same_split(next(iter(ws.values())), ws[k])
-        except M3dvError as e: raise M3dvError(f"member ({k}) of the blend, beside ({next(iter(tables))}): {e}") from None
+        except M3dvError as e: raise M3dvError(f"member ({quoted(k)}) of the blend, beside ({quoted(next(iter(tables)))}): {e}") from None
     return tables, ws
 
 # %% ../nbs/21_blend.ipynb #6936123b
@@ -139,13 +139,15 @@ def __call__(self:Blend,
     "Blend the members' probabilities of new nodules"
     lost,extra = [k for k in self.names if k not in probs],[k for k in probs if k not in self.names]
     if lost or extra:
-        what = f"{lost[0]} is missing" if lost else f"{extra[0]} is none of them"
+        what = f"{quoted(lost[0])} is missing" if lost else f"{quoted(extra[0])} is none of them"
         raise M3dvError(f"members are {', '.join(map(str, self.names))}; {what}")
-    ps = {k:np.asarray(probs[k], float) for k in self.names}; shapes = {p.shape for p in ps.values()}
+    try: ps = {k:np.asarray(probs[k], float) for k in self.names}
+    except (TypeError, ValueError) as e: raise M3dvError(f"members' predictions are not numbers ({e})") from e
+    shapes = {p.shape for p in ps.values()}
     if len(shapes)>1 or len(shapes.pop())!=1:
         raise M3dvError(f"members predict different numbers of nodules: {', '.join(f'{k} {p.shape}' for k,p in ps.items())}; expected (N,)")
     for k,p in ps.items():
-        if (out := ~((p>=0)&(p<=1))).any(): raise M3dvError(f"member ({k}): {p[out][0]} is no probability within [0,1]")
+        if (out := ~((p>=0)&(p<=1))).any(): raise M3dvError(f"member ({quoted(k)}): {p[out][0]} is no probability within [0,1]")
     return apply_temperature(self.weights.values@np.stack(list(ps.values())), self.temperature)
 
 # %% ../nbs/21_blend.ipynb #8fa48f60

@@ -18,7 +18,7 @@ def _stopped_early(kind, e, trace):
 if Path(sys.argv[0]).stem.startswith('m3dv_'): sys.excepthook = _stopped_early
 
 # %% ../nbs/24_cli.ipynb #8012daec
-import argparse, codecs, inspect, shlex, signal, m3dv
+import argparse, codecs, inspect, shlex, signal, warnings, m3dv
 from collections.abc import Callable
 from contextlib import contextmanager
 from fastcore.docments import docments
@@ -57,13 +57,18 @@ def _read_options(f, argv):
 
 # %% ../nbs/24_cli.ipynb #770917da
 @contextmanager
-def _like_ctrl_c():
-    "Let SIGTERM stop a command as Ctrl-C does, where this is the main thread"
-    def stop(*_): raise KeyboardInterrupt
-    try: was = signal.signal(signal.SIGTERM, stop)
+def _like_ctrl_c(alone=False):
+    "In the main thread, let SIGTERM stop a command as Ctrl-C does, and only once; for good in a process of its own"
+    both,over = (signal.SIGINT,signal.SIGTERM),[]
+    def stop(*_):
+        for s in both: signal.signal(s, signal.SIG_IGN)
+        over.append(alone)
+        raise KeyboardInterrupt
+    try: was = {s:signal.signal(s, stop) for s in both}
     except ValueError: yield; return
     try: yield
-    finally: signal.signal(signal.SIGTERM, was)
+    finally:
+        for s,f in was.items() if not any(over) else (): signal.signal(s, f)
 
 # %% ../nbs/24_cli.ipynb #0d878c6a
 def _again(f, args):
@@ -88,20 +93,31 @@ def _any_encoding():
     for f in (sys.stdout, sys.stderr):
         if hasattr(f, 'reconfigure'): f.reconfigure(errors='m3dv_plain')
 
+# %% ../nbs/24_cli.ipynb #944ae23b
+@contextmanager
+def _one_line_warnings(say):
+    "Let m3dv's warnings be said on one line while the block lasts"
+    was = warnings.showwarning
+    def show(m, kind, *args, **kwargs): say(f"warning: {m}") if kind.__name__=='M3dvWarning' else was(m, kind, *args, **kwargs)
+    warnings.showwarning = show
+    try: yield
+    finally: warnings.showwarning = was
+
 # %% ../nbs/24_cli.ipynb #0f57b4f5
 def _run(f, argv):
     "Do a command with the words of a command line"
     def say(s): print(f"{f.__name__}: {s}", file=sys.stderr)
-    args = _read_options(f, argv); _any_encoding()
+    _any_encoding(); args = _read_options(f, argv)
     try:
-        with _like_ctrl_c(): f(**args)
+        with _like_ctrl_c(argv is None), _one_line_warnings(say): f(**args)
     except KeyboardInterrupt:
         say("stopped" + (f"; finished folds are kept; to resume: {_again(f, args)}" if 'resume' in args else ''))
         raise SystemExit(130) from None
     except Exception as e:
         from m3dv.core import M3dvError
-        if not isinstance(e, (M3dvError, OSError)): raise
-        say(' '.join(str(e).splitlines())); raise SystemExit(2) from None
+        if not isinstance(e, (M3dvError, OSError, MemoryError)): raise
+        say((f"out of memory: {e}" if isinstance(e, MemoryError) else ' '.join(str(e).splitlines())))
+        raise SystemExit(2) from None
 
 # %% ../nbs/24_cli.ipynb #f8ab1160
 _COMMANDS = {}
@@ -129,8 +145,10 @@ def m3dv_synth(
     force:bool=False, # replace synthetic nodules that are there?
 ):
     "Write a folder of synthetic nodules: train_val/, train_val.csv, test/, sampleSubmission.csv, test_answers.csv"
+    from m3dv.core import check_writable
     from m3dv.data import read_competition
     from m3dv.synth import synth_nodules
+    check_writable(path, (n+test)*side**3//2)
     synth_nodules(path, n=n, n_test=test, side=side, seed=seed, force=force)
     print(f"{read_competition(path)}; written to {path}")
 
@@ -142,8 +160,10 @@ def m3dv_audit(
     side:int=32, # side of the crop that the audit judges by, voxels
 ):
     "Look at every file of a competition folder, print a summary, and write the table"
+    from m3dv.core import check_writable
     from m3dv.data import audit, audit_summary
     from m3dv.runs import write_table
+    check_writable(out, file=True)
     t = audit(data, side)
     write_table(t, out, '%.4f')
     print(f"{audit_summary(t)}\ntable: {out}")
@@ -253,8 +273,9 @@ def main(
     argv:list|None=None, # words of the command line; those of the process if None
 ):
     "Run the command that the first word names"
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1]==['--version']: print(f'm3dv {m3dv.__version__}'); return
-    f = _COMMANDS.get(argv[0].removeprefix('m3dv_')) if argv else None
+    _any_encoding(); words = sys.argv[1:] if argv is None else argv
+    if words[:1]==['--version']: print(f'm3dv {m3dv.__version__}'); return
+    f = _COMMANDS.get(words[0].removeprefix('m3dv_')) if words else None
     if f is None: raise SystemExit(f"usage: python -m m3dv {{{','.join(_COMMANDS)}}} …; each has a --help")
-    f(argv[1:])
+    if argv is None: sys.argv = [f.__name__, *words[1:]]
+    f(None if argv is None else words[1:])

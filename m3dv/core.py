@@ -169,10 +169,9 @@ def write_atomic(
     "Write a file completely or not at all"
     path = as_path(path)
     if not _is_first(): return path
-    _check_target(path)
-    try: path.parent.mkdir(parents=True, exist_ok=True)
+    try: _check_target(path); path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as e: raise M3dvError(f"{path.parent}: is a file or lies in one; expected a folder") from e
-    except OSError as e: raise M3dvError(f"{path.parent}: cannot be made ({e.strerror or e}); name another place") from e
+    except OSError as e: raise M3dvError(f"{path}: cannot be written ({e.strerror or e}); name another place") from e
     part,made = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.part'),False
     try: part.touch(exist_ok=False); made = True; _write_new(part, write); os.replace(part, path)
     except (OSError, SafetensorError, UnicodeEncodeError) as e:

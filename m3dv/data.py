@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Nodule', 'check_nodule', 'read_nodule', 'read_rows', 'check_names', 'is_formula', 'read_labels', 'Sample',
            'is_number', 'read_sample', 'natural_key', 'list_nodules', 'Competition', 'find_sample', 'read_competition',
-           'hash_nodule', 'check_files', 'bbox', 'crop_start', 'cut_box', 'describe_nodule', 'audit', 'audit_summary',
-           'group_of', 'assign_folds', 'check_split', 'show_splits', 'check_duplicates', 'take_frac']
+           'hash_nodule', 'scan_files', 'check_files', 'bbox', 'crop_start', 'cut_box', 'describe_nodule', 'audit',
+           'audit_summary', 'group_of', 'assign_folds', 'check_split', 'show_splits', 'check_duplicates', 'take_frac']
 
 # %% ../nbs/02_data.ipynb #248269ee
 import csv, hashlib, io, re, warnings, zipfile
@@ -105,17 +105,21 @@ def _read_arrays(f):
     with z: return check_nodule(*(_read_array(z, k, w) for k,w in (('voxel','uint8'), ('seg','bool'))))
 
 # %% ../nbs/02_data.ipynb #99f70cfd
-def read_nodule(
-    path:str|Path, # a candidate file, .npz with keys `voxel` and `seg`
-)->Nodule: # voxel (uint8) and seg (bool), both (D,H,W)
-    "Read one candidate file, or say what is wrong with it"
+def _look_into(path, look):
+    "What `look` says of the open candidate file `path`, or what is wrong with it"
     path = as_path(path)
     try:
         if not path.is_file():
             raise M3dvError(f"{'is a folder' if path.is_dir() else 'no such file'}; expected an .npz with keys voxel and seg")
-        with path.open('rb') as f: return _read_arrays(f)
+        with path.open('rb') as f: return look(f)
     except M3dvError as e: raise M3dvError(f"{path}: {e}") from e
     except OSError as e: raise M3dvError(f"{path}: cannot be read ({e.strerror or e}); allow it to be read, or take it away") from e
+
+def read_nodule(
+    path:str|Path, # a candidate file, .npz with keys `voxel` and `seg`
+)->Nodule: # voxel (uint8) and seg (bool), both (D,H,W)
+    "Read one candidate file, or say what is wrong with it"
+    return _look_into(path, _read_arrays)
 
 # %% ../nbs/02_data.ipynb #4910c2a2
 def _read_text(path):
@@ -344,18 +348,30 @@ def hash_nodule(
     return h.hexdigest()
 
 # %% ../nbs/02_data.ipynb #5d8d67e1
-def check_files(
+def _facts(f):
+    "Hash of the nodule in an open file, of the file, and whether the mask is empty"
+    nod = _read_arrays(f); f.seek(0)
+    return hash_nodule(nod), hashlib.file_digest(f, 'sha256').hexdigest(), not nod.seg.any()
+
+def scan_files(
     path:str|Path|Competition, # a competition folder
     progress:bool=True, # show a progress bar?
-)->dict: # hash of each file, by path
-    "Refuse a competition folder in which a file cannot be read, and hash each file's voxels and mask"
+)->pd.DataFrame: # by path: content, hash of voxels and mask; file, SHA-256 of the file; empty, is the mask empty?
+    "Open each file of a competition folder once, and refuse a folder in which one cannot be read"
     comp = read_competition(path)
     ps,bad,res = [*comp.train.path, *comp.test.path],[],{}
     for p in track(ps, progress):
-        try: res[p] = hash_nodule(read_nodule(p))
+        try: res[p] = _look_into(p, _facts)
         except M3dvError as e: bad.append(str(e))
-    if not bad: return res
+    if not bad: return pd.DataFrame.from_dict(res, 'index', columns=['content','file','empty'])
     raise M3dvError(f"{len(bad)} of {len(ps)} files cannot be read: {'; '.join(bad[:3])}{' …' if len(bad)>3 else ''}")
+
+def check_files(
+    path:str|Path|Competition, # a competition folder
+    progress:bool=True, # show a progress bar?
+)->dict: # hash of each nodule, by the path of its file
+    "Refuse a competition folder in which a file cannot be read, and hash each file's voxels and mask"
+    return scan_files(path, progress).content.to_dict()
 
 # %% ../nbs/02_data.ipynb #f35822b2
 def bbox(

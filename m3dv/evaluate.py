@@ -7,6 +7,7 @@ __all__ = ['COLUMNS', 'read_oof', 'oof_arrays', 'score_table', 'spread_table', '
            'check_same_split', 'compare', 'compare_all', 'Selection', 'select_best', 'label_issues']
 
 # %% ../nbs/15_evaluate.ipynb #3dc04c14
+import re
 import numpy as np, pandas as pd, matplotlib.pyplot as plt
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from fastcore.basics import patch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import expit
-from .core import M3dvError
+from .core import M3dvError, quoted
+from .data import check_names, is_number, read_rows
 from .metrics import Comparison, Interval, METRICS, bootstrap, calibration_bins, check_predictions, check_probabilities
 from .metrics import delong, delong_test, ece, ece_expected, resamples, roc_auc, to_logit, wilson
 
@@ -22,18 +24,26 @@ from .metrics import delong, delong_test, ece, ece_expected, resamples, roc_auc,
 COLUMNS = ['name','label','repeat','fold','seed','recipe','p'] # of an out-of-fold table
 
 # %% ../nbs/15_evaluate.ipynb #943f7aae
+_WHOLE = re.compile(r'\d{1,18}', re.A).fullmatch,'a whole number'
+_RULES = dict(label=(re.compile(r'[01](\.0*)?').fullmatch, '0 or 1'), p=(is_number, 'a finite number'), repeat=_WHOLE, fold=_WHOLE,
+    seed=_WHOLE, recipe=(str.isprintable, 'a name')) # of each value, as text
+
 def read_oof(
     path:str|Path, # oof.csv of a run, or the table of one of its folds
 )->pd.DataFrame: # name, label, repeat, fold, seed, recipe, p
     "Read a table of out-of-fold predictions; names stay text, also `007`"
-    if not Path(path).is_file(): raise M3dvError(f"{path}: no such file; a run of m3dv_train leaves oof.csv")
-    try: df = pd.read_csv(path, dtype=dict(name=str, recipe=str), keep_default_na=False)
-    except ValueError as e: raise M3dvError(f"{path}: not a table ({e})") from e
-    lost = [c for c in COLUMNS if c not in df]
-    if lost: raise M3dvError(f"{path}: has no column {lost[0]}; expected {', '.join(COLUMNS)}")
-    bad = df.name[pd.to_numeric(df.p, errors='coerce').isna() | ~df.label.isin([0,1])]
-    if len(bad): raise M3dvError(f"{path}: label or p of {bad.iloc[0]} is not a number as it should be ({len(bad)} of {len(df)} rows)")
-    return df
+    head,rows = read_rows(path)
+    lost = [c for c in COLUMNS if head.count(c)!=1]
+    if lost: raise M3dvError(f"{path}: has {head.count(lost[0]) or 'no'} column {lost[0]}; expected one each of {', '.join(COLUMNS)}")
+    df = pd.DataFrame(rows, columns=head)
+    check_names(df.name.unique().tolist(), path)
+    for c,(fits,want) in _RULES.items():
+        bad = df[[not (v and fits(v)) for v in df[c]]]
+        if len(bad):
+            who,what = quoted(bad.name.iloc[0]),quoted(bad[c].iloc[0])
+            raise M3dvError(f"{path}: {c} of {who} is ({what}), expected {want} ({len(bad)} of {len(df)} rows)")
+    num = [c for c in head if c not in ('name','recipe') and df[c].map(is_number).all()]
+    return df.assign(**{c:pd.to_numeric(df[c]) for c in num}).astype(dict(label=int))
 
 # %% ../nbs/15_evaluate.ipynb #84e2f765
 def _is_table(df, need):
@@ -50,13 +60,17 @@ def oof_arrays(
 )->tuple: # labels by name, (N,); predictions, (R,N); folds by repeat and name, (R,N); nodules in the order of their names
     "An out-of-fold table as arrays"
     _is_table(df, ['name','label','repeat','fold','p'])
-    if df.duplicated(['name','repeat']).any():
-        raise M3dvError("out-of-fold table: a nodule stands there twice in one repeat; give the rows of one recipe")
+    for c in ('name','label','repeat','fold'):
+        if df[c].isna().any(): raise M3dvError(f"out-of-fold table: {c} is missing in {int(df[c].isna().sum())} of {len(df)} rows")
+        if c in ('repeat','fold') and not pd.api.types.is_numeric_dtype(df[c]):
+            raise M3dvError(f"out-of-fold table: {c} is {quoted(df[c].iloc[0])} in the first row; expected whole numbers")
+    if (two:=df.duplicated(['name','repeat'])).any():
+        raise M3dvError(f"out-of-fold table: {quoted(df.name[two].iloc[0])} has two predictions in one repeat; give the rows of one recipe")
     p = df.pivot(index='repeat', columns='name', values='p')
     if p.isna().any(axis=None):
         raise M3dvError(f"out-of-fold table: {int(p.isna().sum().sum())} predictions are missing in some of its {len(p)} repeats")
     two = df.groupby('name').label.nunique(dropna=False)
-    if (two>1).any(): raise M3dvError(f"out-of-fold table: {(two>1).idxmax()} has more than one label")
+    if (two>1).any(): raise M3dvError(f"out-of-fold table: {quoted((two>1).idxmax())} has more than one label")
     y = df.groupby('name').label.first()
     check_predictions(y.values, p.values)
     return y, p.values, df.pivot(index='repeat', columns='name', values='fold')
@@ -151,7 +165,7 @@ def check_same_split(
         one,two = len(ya.index.difference(yb.index)),len(yb.index.difference(ya.index))
         raise M3dvError(f"the tables hold different nodules: {one} only in the first, {two} only in the second")
     if (ya!=yb).any():
-        raise M3dvError(f"the tables give {int((ya!=yb).sum())} nodules different labels, the first is {ya.index[ya!=yb][0]}")
+        raise M3dvError(f"the tables give {int((ya!=yb).sum())} nodules different labels, the first is {quoted(ya.index[ya!=yb][0])}")
     if len(fa)!=len(fb): raise M3dvError(f"the tables hold {len(fa)} and {len(fb)} repeats; expected as many")
     if (fa.values!=fb.values).any():
         raise M3dvError(f"the tables were made on different splits: {(fa.values!=fb.values).mean():.0%} of the nodules lie in other folds; "
@@ -176,7 +190,7 @@ def compare_all(
     def auc(df): y,p,_ = oof_arrays(df); return dict(zip(('auc','lo','hi'), delong(y, p)))
     rows = {a.recipe.iloc[0]:auc(a)}
     for k,g in others.groupby('recipe', sort=False):
-        if k in rows: raise M3dvError(f"recipe ({k}) stands there twice; give one of them another name")
+        if k in rows: raise M3dvError(f"recipe ({quoted(k)}) is in both tables; give it another name in one of them")
         c = compare(a, g); rows[k] = auc(g) | dict(difference=c.difference, d_lo=c.lo, d_hi=c.hi, better=c.better)
     return pd.DataFrame(rows).T.rename_axis('recipe')
 
