@@ -6,7 +6,7 @@
 __all__ = ['store_folder', 'CropStore']
 
 # %% ../nbs/06_store.ipynb #e59d0d76
-import hashlib, mmap, os, time, warnings
+import hashlib, io, os, stat, time, warnings
 import numpy as np, torch
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from fastcore.xdg import xdg_cache_home
 from filelock import FileLock
 from pathlib import Path
-from .core import M3dvError, M3dvWarning, track
+from typing import BinaryIO
+from .core import M3dvError, M3dvWarning, as_path, track
 from .data import check_nodule, read_nodule
 from .transforms import cut_crop
 
@@ -25,7 +26,7 @@ _DAYS = 30 # that a file is kept unused
 def store_folder()->Path|None: # None if the variable says `off`
     "Where stores are kept: the folder in the environment variable M3DV_CACHE, or m3dv in the user's cache folder"
     p = os.environ.get('M3DV_CACHE', '')
-    return None if p=='off' else Path(p).expanduser() if p else xdg_cache_home()/'m3dv'
+    return None if p=='off' else as_path(p) if p else xdg_cache_home()/'m3dv'
 
 # %% ../nbs/06_store.ipynb #113923b1
 def _hash(
@@ -40,25 +41,37 @@ def _hash_all(
     "Hashes of files or bytes, side by side in threads"
     with ThreadPoolExecutor() as ex: return list(ex.map(lambda f: _hash(f.read_bytes() if isinstance(f, Path) else f), fs))
 
-# %% ../nbs/06_store.ipynb #cf6c9c18
-_CUT = 1 # version of how crops are cut
+# %% ../nbs/06_store.ipynb #63eb5da5
+_CUT,_LAYOUT = 1,2 # version of how crops are cut; of the file
+_ROW = np.dtype([('file','S32'),('crop','S32')]) # of the table
 
+def _header(
+    n:int, # nodules
+    side:int, # side of the crops, voxels
+)->bytes: # 128 bytes
+    "What a file begins with"
+    b = io.BytesIO()
+    np.lib.format.write_array_header_1_0(b, dict(descr='|u1', fortran_order=False, shape=(n,2,side,side,side)))
+    return b.getvalue()
+
+# %% ../nbs/06_store.ipynb #cf6c9c18
 def _write(
-    f:Path, # the file to write
+    f:Path, # the file to write, which must be new
     side:int, # side of the crops, voxels
     paths:list, # candidate files
     hashes:list, # of the candidate files
     progress:bool, # show a progress bar?
 ):
     "Cut the crops of `paths` into the file `f`"
-    crops = []
-    with open(f, 'wb') as h:
-        np.lib.format.write_array_header_1_0(h, dict(descr='|u1', fortran_order=False, shape=(len(paths),2,side,side,side)))
+    crops,head = [],_header(len(paths), side)
+    with open(f, 'xb') as h:
+        h.write(head)
         for p in track(paths, progress):
             x = np.stack(cut_crop(*read_nodule(p), side))
             h.write(x.data); crops.append(_hash(x))
         if _hash_all(paths)!=hashes: raise M3dvError(f"{paths[0].parent}: files changed while they were read; start again")
-        np.save(h, np.array(list(zip(hashes, crops)), [('file','S32'),('crop','S32')]))
+        table = np.array(list(zip(hashes, crops)), _ROW).tobytes()
+        h.write(table+_hash(head+table).encode())
         h.flush(); os.fsync(h.fileno())
 
 # %% ../nbs/06_store.ipynb #699bbaff
@@ -69,71 +82,87 @@ def _build(
     "Make the file `f`, as the only process that does"
     for o in [*f.parent.glob('crops*.npy'), *f.parent.glob('.crops*')]:
         with suppress(OSError):
-            if time.time()-o.stat().st_mtime > _DAYS*86400 or o.match(f'.{f.name}.*.part'): o.unlink()
+            s = o.lstat()
+            if time.time()-max(s.st_atime, s.st_mtime) > _DAYS*86400 or o.match(f'.{f.name}.*.part'): o.unlink()
     part = f.with_name(f'.{f.name}.{os.getpid()}.part')
     try: _write(part, *args); os.replace(part, f)
     finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/06_store.ipynb #1f041440
-def _open(
-    f:Path, # a file that `_build` made
+def _read_table(
+    h:BinaryIO, # an open file that `_build` made
     side:int, # side of the crops, voxels
     hashes:list, # of the candidate files
-)->tuple: # crops (N,2,side,side,side), mapped; hash of each
-    "The crops of file `f`; ValueError if it is not what was written"
-    with open(f, 'rb') as h:
-        np.lib.format.read_magic(h); shape,_,kind = np.lib.format.read_array_header_1_0(h)
-        if shape!=(len(hashes),2,side,side,side) or kind!=np.uint8: raise ValueError(f"holds {kind} {shape}")
-        o = h.tell(); h.seek(o+int(np.prod(shape))); t = np.load(h, allow_pickle=False)
-    if t['file'].astype(str).tolist()!=hashes: raise ValueError("its table is of other files")
-    with suppress(OSError): os.utime(f)                                  # in use; it may be another user's
-    return np.memmap(f, np.uint8, 'r', o, shape), t['crop'].astype(str)
+)->np.ndarray: # hash of each crop
+    "The hashes of a file's crops; ValueError if the file is not what was written"
+    n,head = len(hashes),_header(len(hashes), side)
+    size,table = len(head)+n*2*side**3,n*_ROW.itemsize
+    if (has:=os.fstat(h.fileno()).st_size)!=size+table+32: raise ValueError(f"holds {has} bytes, not {size+table+32}")
+    b = h.read(len(head)); h.seek(size); t,end = h.read(table),h.read()
+    if b!=head or _hash(b+t).encode()!=end: raise ValueError('its header or table differs from its hash')
+    t = np.frombuffer(t, _ROW)
+    if t['file'].astype(str).tolist()!=hashes: raise ValueError('its table is of other files')
+    return t['crop'].astype(str)
 
 # %% ../nbs/06_store.ipynb #b500f4bf
+def _stamp(f):
+    "What changes with a file: its place on the disk, its size, the time of its last change; None where there is no file"
+    try: s = os.stat(f)
+    except (FileNotFoundError, NotADirectoryError): return None
+    return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) if stat.S_ISREG(s.st_mode) else None
+
 class _Disk:
     "Crops in a file"
     def __init__(self, f, side, paths, hashes, progress=False):
         self.f,self.side,self.paths,self.hashes,self.progress = f,side,paths,hashes,progress
-        self._map()
+        self.start,self.stamp = len(_header(len(paths), side)),None      # where the crops begin; of the file that was seen
+        self.take([])                                                    # makes the file where it is missing or damaged
 
-    def _map(self):
-        "Map the file into memory; make it where it is missing or damaged"
-        self.seen = np.zeros(len(self.paths), bool)                      # crops that were compared with their hash
-        try: self.x,self.crops = _open(self.f, self.side, self.hashes)
-        except (FileNotFoundError, NotADirectoryError): self.rebuild()
-        except (OSError, ValueError, EOFError) as e: self.rebuild(e)
+# %% ../nbs/06_store.ipynb #16c8092b
+@patch
+def _see(self:_Disk, h, now):
+    "Compare the table of the open file `h`, whose stamp is `now`, unless it was seen before"
+    if now==self.stamp: return
+    self.crops = _read_table(h, self.side, self.hashes)
+    self.stamp,self.seen = now,np.zeros(len(self.paths), bool)           # crops that were compared with their hash
+    with suppress(OSError): os.utime(self.f, ns=(time.time_ns(), os.stat(self.f).st_mtime_ns)) # it may be another user's
+
+# %% ../nbs/06_store.ipynb #e704b5be
+@patch
+def _read(self:_Disk, rows):
+    "The crops of `rows`, as an array of their own; OSError or ValueError where the file is missing or damaged"
+    x,now = np.empty((len(rows), 2, *[self.side]*3), np.uint8),_stamp(self.f)
+    if now is None: raise FileNotFoundError(self.f)
+    with open(self.f, 'rb') as h:
+        self._see(h, now)
+        for o,r in zip(x, rows):
+            h.seek(self.start+int(r)*o.nbytes)
+            if h.readinto(o)!=o.nbytes: raise ValueError('it ends too early')
+    new = [(o,r) for o,r in zip(x, rows) if not self.seen[r]]
+    if _hash_all([o for o,_ in new])!=[self.crops[r] for _,r in new]: raise ValueError('a crop differs from its hash')
+    self.seen[list(rows)] = True
+    return x
 
 # %% ../nbs/06_store.ipynb #b1d55a1a
 @patch
 def rebuild(self:_Disk, why=None):
-    "Make the file and map it; `why` is what is wrong with the one that is there"
-    if why: warnings.warn(f"{self.f}: damaged ({why}); its {len(self.paths)} crops are cut anew", M3dvWarning, stacklevel=6)
+    "Make the file; `why` is what is wrong with the one that is there"
+    was = _stamp(self.f)
     self.f.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(self.f.with_name(f'.{self.f.name}.lock')):
-        if why or not self.f.is_file(): _build(self.f, self.side, self.paths, self.hashes, self.progress)
-    self.x,self.crops = _open(self.f, self.side, self.hashes)
+        if _stamp(self.f)!=was: return                                   # another process was faster
+        _build(self.f, self.side, self.paths, self.hashes, self.progress)
+    if why: warnings.warn(f"{self.f}: was damaged ({why}); its {len(self.paths)} crops were cut anew", M3dvWarning, stacklevel=6)
 
 # %% ../nbs/06_store.ipynb #3a0c491d
 @patch
 def take(self:_Disk, rows):
-    "The crops of `rows`, as an array of their own"
-    x,new = self.x[rows],[(i,r) for i,r in enumerate(rows) if not self.seen[r]]
-    if [r for (i,r),h in zip(new, _hash_all([x[i] for i,_ in new])) if h!=self.crops[r]]:
-        self.rebuild('a crop differs from its hash'); x = self.x[rows]
-    self.seen[rows] = True
-    if hasattr(mmap, 'MADV_DONTNEED'): self.x._mmap.madvise(mmap.MADV_DONTNEED)
-    return x
-
-# %% ../nbs/06_store.ipynb #0fa29c4c
-@patch
-def __getstate__(self:_Disk): return {k:v for k,v in self.__dict__.items() if k not in ('x','crops','seen')}
-
-@patch
-def __setstate__(self:_Disk, d):
-    self.__dict__.update(d)
-    try: self._map()
-    except OSError as e:
-        raise M3dvError(f"{self.f}: {e.strerror or e}; the crops of this store lie there and can be neither read nor written") from e
+    "The crops of `rows`; OSError where they can be neither read nor written"
+    for last in (False,True):
+        try: return self._read(rows)
+        except (OSError, ValueError) as e:
+            if last: raise OSError(f"what was written cannot be read ({e})") from e
+            self.rebuild(None if isinstance(e, (FileNotFoundError, NotADirectoryError)) else e)
 
 # %% ../nbs/06_store.ipynb #22e412a0
 class CropStore:
@@ -146,7 +175,7 @@ class CropStore:
     ):
         if memory<0: raise M3dvError(f"memory ({memory}) is below 0 GB")
         self.side,self.device,self.memory = side,torch.device(device),memory
-        self.cache = Path(cache).expanduser().absolute() if cache else None
+        self.cache = as_path(cache).absolute() if cache else None
         self.index,self.disks,self._hashes = {},[],{}                    # key → (disk or None for memory, row); files; key → hash
         self.x = torch.empty(0, 2, side, side, side, dtype=torch.uint8, device=self.device)
 
@@ -160,7 +189,7 @@ def _key(
     o, # a path, or a pair (voxel, seg)
 )->Path: # its key
     "The key of a nodule, or an error that says what is wrong with it"
-    if isinstance(o, (str,Path)): return Path(o)
+    if isinstance(o, (str,Path)): return as_path(o)
     if not (isinstance(o, tuple) and len(o)==2): raise M3dvError(f"a nodule is a path or a pair (voxel, seg), not a {type(o).__name__}")
     v,m = check_nodule(*o)
     return Path(f'arrays-{_hash(v.tobytes()+m.tobytes())[:16]}')
@@ -187,13 +216,13 @@ def _from_disk(self:CropStore,
     for p in paths:
         if not p.is_file(): read_nodule(p)                               # says what is wrong
     hashes = _hash_all(paths)
-    f = self.cache/f"crops{self.side}-{_hash(' '.join([str(_CUT), *hashes]).encode())}.npy"
-    try: d = _Disk(f, self.side, paths, hashes, progress)
-    except OSError as e:
-        warnings.warn(f"{self.cache}: {e.strerror or e}; crops are cut anew at each start", M3dvWarning, stacklevel=4)
+    f = self.cache/f"crops{self.side}-{_hash(' '.join([f'{_CUT}.{_LAYOUT}', *hashes]).encode())}.npy"
+    try: d = _Disk(f, self.side, paths, hashes, progress); x = d.take(np.arange(len(paths))) if need<=self.memory else None
+    except (OSError, NotImplementedError) as e:                          # the second from a lock, where the disk has none
+        warnings.warn(f"{self.cache}: {getattr(e, 'strerror', None) or e}; crops are cut anew at each start", M3dvWarning, stacklevel=4)
         return False
     self._hashes |= dict(zip(paths, d.crops))
-    if need<=self.memory: self._keep(paths, d.take(np.arange(len(paths))))
+    if x is not None: self._keep(paths, x)
     else: self.index |= {k:(len(self.disks),i) for i,k in enumerate(paths)}; self.disks.append(d)
     return True
 
@@ -228,6 +257,18 @@ def add(self:CropStore,
     if arrays or not self.cache or not self._from_disk(list(new), need, progress): self._cut(new, need, progress)
     return keys
 
+# %% ../nbs/06_store.ipynb #1e39a37e
+def _taken(
+    d:_Disk, # a file in use
+    rows:list, # crops in it
+)->torch.Tensor: # uint8 (N,2,side,side,side)
+    "Crops from a file, or an error that says what to do"
+    try: return torch.from_numpy(d.take(rows))
+    except (OSError, NotImplementedError) as e:
+        why = getattr(e, 'strerror', None) or e
+        raise M3dvError(f"{d.f}: {why}; the crops of this store lie there and can be neither read nor written; "
+            "set M3DV_CACHE to another folder, or allow more memory") from e
+
 # %% ../nbs/06_store.ipynb #7ae0c68e
 @patch
 def get(self:CropStore,
@@ -239,7 +280,7 @@ def get(self:CropStore,
     x = torch.empty(len(where), *self.x.shape[1:], dtype=torch.uint8, device=self.device)
     for d in dict.fromkeys(d for d,_ in where):
         i,r = zip(*[(i,r) for i,(o,r) in enumerate(where) if o==d])
-        got = self.x[torch.tensor(r, device=self.device)] if d is None else torch.from_numpy(self.disks[d].take(list(r))).to(self.device)
+        got = self.x[torch.tensor(r, device=self.device)] if d is None else _taken(self.disks[d], list(r)).to(self.device)
         if len(i)==len(x): return got
         x[torch.tensor(i, device=self.device)] = got
     return x
