@@ -7,7 +7,7 @@ __all__ = ['predict_views', 'predict_crops', 'find_nodules', 'Network', 'as_netw
            'load_networks', 'predict_nodules']
 
 # %% ../nbs/13_predict.ipynb #e0c26c59
-import copy, inspect, json, warnings
+import copy, hashlib, inspect, json, warnings
 import numpy as np, pandas as pd, torch, m3dv
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -16,12 +16,12 @@ from torch import nn
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import chunked, first, patch
-from safetensors.torch import load_file, save_file
-from .core import M3dvError, M3dvWarning, pick_device, to_unit, write_atomic
+from safetensors.torch import load, save
+from .core import M3dvError, M3dvWarning, as_path, pick_device, to_unit, write_atomic
 from .data import Competition, list_nodules, natural_key
 from .transforms import MASK_MODES, SYMMETRIES, CentreCrop, ToInput, apply_mask, apply_symmetry, centre_crop
 from .store import CropStore
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, load_recipe, read_json
 from .model import DenseNet3D, count_params, make_net
 
 # %% ../nbs/13_predict.ipynb #d717d1c5
@@ -95,7 +95,7 @@ def find_nodules(
     if isinstance(items, Competition): items = items.test
     if isinstance(items, pd.DataFrame): items = _paths_of(items)
     if isinstance(items, (str,Path)):
-        p = Path(items).expanduser()
+        p = as_path(items)
         return _in_folder(p) if p.is_dir() else [p]
     if _is_pair(items): return [items]
     if not isinstance(items, Iterable):
@@ -118,6 +118,14 @@ def _read_crops(items, places, progress):
     warnings.warn(f"{len(empty)} of {len(items)} nodules {'has' if len(empty)==1 else 'have'} an empty mask, the first is {name}; "
         "of such a nodule the network sees the centre of the cube, or nothing in mask mode cut", M3dvWarning, stacklevel=4)
 
+# %% ../nbs/13_predict.ipynb #22d57a8a
+def _check_match(c, side, mask, classes):
+    "Refuse the configuration `c` of a `DenseNet3D` for another input or other classes"
+    if c['c_in']!=(n:=MASK_MODES[mask]): raise M3dvError(f"network takes {c['c_in']} channels, and mask mode {mask} gives {n}")
+    if side<(n:=c['stride']*2**(len(c['blocks'])-1)): raise M3dvError(f"side ({side}) is too small for this network; expected {n} or more")
+    if c['n_out']!=len(classes) and not (len(classes)==2 and c['n_out']==1):
+        raise M3dvError(f"network has {c['n_out']} outputs for the {len(classes)} classes {', '.join(map(str, classes))}")
+
 # %% ../nbs/13_predict.ipynb #469772f8
 @dataclass(repr=False)
 class Network:
@@ -131,6 +139,8 @@ class Network:
     fold:int|None=None # the fold it was not trained on, if that is known
     epochs:int|None=None # epochs it was trained, if that is known
 
+    def __post_init__(self):
+        if type(self.net) is DenseNet3D: _check_match(self.net.config, self.side, self.mask, self.classes)
     @property
     def device(self)->torch.device: return getattr(first(self.net.parameters()), 'device', torch.device('cpu'))
     def __call__(self, x:torch.Tensor)->np.ndarray: return predict_crops(self.net, x, self.side, self.mask, self.tta)
@@ -177,8 +187,6 @@ def as_network(
     return Network(get_model(learn.model), side, mask, r.tta, r, classes, getattr(dls, 'fold', None), done)
 
 # %% ../nbs/13_predict.ipynb #19e4a563
-_FORMAT = 1 # of the JSON; version 0.3 wrote none
-
 def _constructor_name(f):
     "A constructor as package.module:function, which another process can import"
     name = f if isinstance(f, str) else f"{getattr(f, '__module__', '')}:{getattr(f, '__qualname__', type(f).__name__)}"
@@ -217,6 +225,40 @@ def _how_built(n, constructor, args):
     except M3dvError as e: raise M3dvError(f"{what}; {e}; use {where}") from e
     return dict(constructor=name, args=args)
 
+# %% ../nbs/13_predict.ipynb #8e27c363
+_FORMAT = 2 # of the JSON: 1 had no checksums, and versions 0.2 and 0.3 wrote no format
+
+def _sha(
+    b:bytes, # any
+)->str: # 64 hexadecimal digits
+    "The SHA-256 of some bytes"
+    return hashlib.sha256(b).hexdigest()
+
+def _checked(
+    d:dict, # the content of a network's JSON
+)->dict: # the same, with its checksum
+    "Add the checksum of the content"
+    d = {k:v for k,v in d.items() if k!='checksum'}
+    return d | dict(checksum=_sha(json.dumps(d, sort_keys=True).encode()))
+
+# %% ../nbs/13_predict.ipynb #b7d938bb
+def _check_finite(
+    sd:dict, # weights by name
+    what:str|Path, # what an error names
+):
+    "Refuse weights that are no numbers"
+    odd = [k for k,v in sd.items() if v.is_floating_point() and not v.isfinite().all()]
+    if odd: raise M3dvError(f"{what}: {odd[0]} is not finite; the training diverged: train again with a lower learning rate")
+
+# %% ../nbs/13_predict.ipynb #e51eb827
+def _base(
+    path:str|Path, # as the user gave it
+)->Path: # without .json or .safetensors
+    "The name that the two files of a network have in common"
+    path = as_path(path)
+    if not path.name: raise M3dvError(f"path ({path}) of a network is a folder; expected the name that its two files have in common")
+    return path.with_suffix('') if path.suffix in ('.json','.safetensors') else path
+
 # %% ../nbs/13_predict.ipynb #e21eaedb
 def save_network(
     learn:Learner, # a trained Learner
@@ -225,29 +267,60 @@ def save_network(
     args:dict|None=None, # its arguments; `c_in` and `n_out` need not be given where it has parameters of these names
 )->Path: # the path of the weights
     "Save a Learner's network, and what it takes to rebuild it and its input"
-    path,n = Path(path),as_network(learn)
-    d = dict(format=_FORMAT, m3dv=m3dv.__version__, net=_how_built(n, constructor, args), side=n.side, mask=n.mask, tta=n.tta,
-        classes=n.classes, fold=n.fold, epochs=n.epochs, recipe=asdict(n.recipe))
+    path,n = _base(path),as_network(learn)
     sd = {k:v.detach().cpu().contiguous().clone() for k,v in n.net.state_dict().items()}
-    write_atomic(path.with_name(path.name+'.json'), lambda p: p.write_text(json.dumps(d, indent=1)+'\n', encoding='utf-8'))
-    return write_atomic(path.with_name(path.name+'.safetensors'), lambda p: save_file(sd, p))
+    _check_finite(sd, path)
+    d = dict(format=_FORMAT, m3dv=m3dv.__version__, net=_how_built(n, constructor, args), side=n.side, mask=n.mask, tta=n.tta,
+        classes=n.classes, fold=n.fold, epochs=n.epochs, recipe=asdict(n.recipe), weights=_sha(b:=save(sd)))
+    s = json.dumps(_checked(json.loads(json.dumps(d))), indent=1)+'\n'
+    write_atomic(path.with_name(path.name+'.json'), lambda p: p.write_text(s, encoding='utf-8'))
+    return write_atomic(path.with_name(path.name+'.safetensors'), lambda p: p.write_bytes(b))
 
 # %% ../nbs/13_predict.ipynb #757d28bf
 def _network_files(path):
     "The JSON and the weights of a network"
-    path = Path(path).expanduser()
-    base = path.with_suffix('') if path.suffix in ('.json','.safetensors') else path
+    base,path = _base(path),as_path(path)
     j,w = base.with_name(base.name+'.json'),base.with_name(base.name+'.safetensors')
     if path.is_dir() and not j.is_file(): raise M3dvError(f"{path}: is a folder; load_networks({str(path)!r}) loads the networks of a run")
     for f in (j,w):
         if not f.is_file(): raise M3dvError(f"{f}: no such file; a network is a .json and a .safetensors of one name")
     return j,w
 
+# %% ../nbs/13_predict.ipynb #d0e1da80
+_FIELDS = [{'m3dv','net','side','mask','tta','classes','recipe'}]       # of formats 0, 1 and 2
+_FIELDS += [_FIELDS[0] | {'format','fold','epochs'}, _FIELDS[0] | {'format','fold','epochs','weights','checksum'}]
+
+def _described(
+    j:Path, # the JSON file of a network
+)->dict: # its content
+    "What a network's JSON says, if it is whole"
+    d = read_json(j)
+    v = d.get('format', 0)
+    if type(v) is not int or v<0: raise M3dvError(f"{j}: not the JSON of a network (format is {v})")
+    if v>_FORMAT: raise M3dvError(f"{j}: format {v} is newer than {_FORMAT}, the newest that m3dv {m3dv.__version__} reads; update m3dv")
+    if odd:=sorted(_FIELDS[v]-set(d)): raise M3dvError(f"{j}: not the JSON of a network (it has no {', '.join(odd)})")
+    if odd:=sorted(set(d)-_FIELDS[v]): raise M3dvError(f"{j}: not the JSON of a network (format {v} has no {', '.join(odd)})")
+    if v>1 and _checked(d)!=d:
+        raise M3dvError(f"{j}: was changed after it was written (its checksum differs); copy it again, or save the network again")
+    return d
+
+# %% ../nbs/13_predict.ipynb #941a9550
+def _check_facts(
+    d:dict, # the content of a network's JSON
+):
+    "Refuse what is no fold, no number of epochs, or no list of classes"
+    for k in ('fold','epochs'):
+        if (v:=d.get(k)) is not None and not (type(v) is int and 0<=v<2**31): raise M3dvError(f"{k} ({v}) is not a whole number from 0")
+    c = d['classes']
+    if not (isinstance(c, list) and 0<len(c)<=10_000 and all(isinstance(o, (str,int,float)) for o in c) and len(set(c))==len(c)):
+        raise M3dvError(f"classes ({c}) are not a list of different labels")
+
 # %% ../nbs/13_predict.ipynb #d44f0970
 def _rebuild(d, j, trust_code):
     "A new net from the JSON's `net`"
     if not isinstance(d, dict): raise TypeError(f"net is a {type(d).__name__}")
-    if 'constructor' not in d: return DenseNet3D(**d)
+    if 'constructor' not in d:
+        with torch.device('meta'): return DenseNet3D(**d)
     name,args = d['constructor'],d['args']
     if not trust_code:
         raise M3dvError(f"{j}: the network is built by {name}, and building it runs that code; if you trust it, give trust_code=True")
@@ -256,18 +329,48 @@ def _rebuild(d, j, trust_code):
 # %% ../nbs/13_predict.ipynb #c63478fa
 def _network_of(d, j, trust_code):
     "What a network's JSON describes"
-    if d.get('format', 0)>_FORMAT:
-        raise M3dvError(f"{j}: format {d['format']} is newer than {_FORMAT}, the newest that m3dv {m3dv.__version__} reads; update m3dv")
+    _check_facts(d)
     r = load_recipe(d['recipe'] | {k:d[k] for k in ('side','mask','tta')}, j)
-    net,classes = _rebuild(d['net'], j, trust_code),list(d.get('classes', [0,1]))
-    return Network(net, r.side, r.mask, r.tta, r, classes, d.get('fold'), d.get('epochs'))
+    return Network(_rebuild(d['net'], j, trust_code), r.side, r.mask, r.tta, r, d['classes'], d.get('fold'), d.get('epochs'))
 
-def _read_network(j, trust_code):
-    "The network, not yet with its weights, that a JSON file describes"
-    try: return _network_of(json.loads(j.read_text(encoding='utf-8')), j, trust_code)
+def _read_network(d, j, trust_code):
+    "The network, not yet with its weights, that the content `d` of the JSON file `j` describes"
+    try: return _network_of(d, j, trust_code)
     except M3dvError as e: raise e if str(e).startswith(str(j)) else M3dvError(f"{j}: {e}") from e
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise M3dvError(f"{j}: not the JSON of a network ({type(e).__name__}: {e})") from e
+
+# %% ../nbs/13_predict.ipynb #cc9bfccb
+def _match(
+    sd:dict, # weights by name, from a file
+    want:dict, # those of the network
+)->dict: # the weights, in the network's types
+    "Weights that are those of a network in names, shapes and kind; ValueError with the first that is not"
+    for k in want|sd:
+        if k not in sd: raise ValueError(f"{k} is missing")
+        if k not in want: raise ValueError(f"{k} is none of the network's")
+        v,u = sd[k],want[k]
+        if v.shape!=u.shape: raise ValueError(f"{k} has shape {tuple(v.shape)}, not {tuple(u.shape)}")
+        if v.dtype!=u.dtype and not (v.is_floating_point() and u.is_floating_point()): raise ValueError(f"{k} is {v.dtype}, not {u.dtype}")
+    return {k:v.to(want[k].dtype) for k,v in sd.items()}
+
+# %% ../nbs/13_predict.ipynb #61adf605
+def _read_weights(
+    w:Path, # the file of the weights
+    d:dict, # the content of the JSON
+    net:nn.Module, # the network that it describes
+    name:str, # of the JSON, for errors
+)->dict: # weights by name
+    "The weights of a network, if they are its own and finite"
+    want,what = net.state_dict(),f"{w}: does not hold the weights that {name} describes"
+    most = 10**7+2*sum(v.nbytes for v in want.values())
+    if (has:=w.stat().st_size)>most: raise M3dvError(f"{what} (it has {has/1e6:.0f} MB, more than {most/1e6:.0f})")
+    b = w.read_bytes()
+    if _sha(b)!=d.get('weights', _sha(b)): raise M3dvError(f"{what} (its checksum differs); copy both files again, or save the network again")
+    try: sd = _match(load(b), want)
+    except Exception as e: raise M3dvError(f"{what} ({e})") from e        # whatever safetensors and torch say of a strange file
+    _check_finite(sd, w)
+    return sd
 
 # %% ../nbs/13_predict.ipynb #e1935479
 def load_network(
@@ -277,9 +380,9 @@ def load_network(
 )->Network: # ready to predict
     "Load a network that `save_network` wrote"
     j,w = _network_files(path)
-    n = _read_network(j, trust_code)
-    try: n.net.load_state_dict(load_file(w))
-    except Exception as e: raise M3dvError(f"{w}: does not hold the weights that {j.name} describes ({str(e).splitlines()[0]})") from e
+    try: d = _described(j); n = _read_network(d, j, trust_code); sd = _read_weights(w, d, n.net, j.name)
+    except OSError as e: raise M3dvError(f"{e.filename or j}: cannot be read ({e.strerror or e})") from e
+    n.net.load_state_dict(sd, assign=any(p.is_meta for p in n.net.parameters()))
     flat = any(p.ndim==4 for p in n.net.parameters())                          # 2D convolutions have no such layout
     n.net = n.net.to(pick_device(device), **({} if flat else dict(memory_format=torch.channels_last_3d))).eval()
     return n
@@ -303,7 +406,7 @@ def load_networks(
     trust_code:bool=False, # may the code that builds networks of your own be imported and run?
 )->list: # of `Network`s, in the order of their seeds and folds
     "The networks of a run"
-    if not isinstance(out, (list,tuple)): out = _run_files(Path(out).expanduser())
+    if not isinstance(out, (list,tuple)): out = _run_files(as_path(out))
     return [o if isinstance(o, Network) else load_network(o, pick_device(device), trust_code) for o in out]
 
 # %% ../nbs/13_predict.ipynb #e9ab92a9

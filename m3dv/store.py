@@ -164,6 +164,10 @@ def take(self:_Disk, rows):
             if last: raise OSError(f"what was written cannot be read ({e})") from e
             self.rebuild(None if isinstance(e, (FileNotFoundError, NotADirectoryError)) else e)
 
+# %% ../nbs/06_store.ipynb #0fa29c4c
+@patch
+def __getstate__(self:_Disk): return {k:v for k,v in self.__dict__.items() if k not in ('crops','seen')} | dict(stamp=None)
+
 # %% ../nbs/06_store.ipynb #22e412a0
 class CropStore:
     "Crops of nodules, cut once, uint8 (2,side,side,side): grey levels and mask"
