@@ -186,7 +186,7 @@ def plot_weights(
     ax = ax or plt.subplots(figsize=(5,.8+.35*len(w)))[1]
     ax.barh(range(len(w)), w, alpha=.6)
     ax.hlines(range(len(w)), t.min(), t.max(), color='black', lw=1)
-    ax.axvline(1/len(w), ls=':', color='grey'); ax.set_yticks(range(len(w)), b.names); ax.invert_yaxis()
+    ax.axvline(1/len(w), ls=':', color='grey'); ax.set_yticks(range(len(w)), b.names, parse_math=False); ax.invert_yaxis()
     ax.set(xlabel='weight; dotted: equal weights', xlim=(0,1))
     return ax
 

@@ -81,6 +81,15 @@ def _draw_slice(
     if o.any(): ax.contour(np.arange(-1,w+1), np.arange(-1,h+1), np.pad(o,1), [.5], colors=color, linewidths=1)
     ax.set(xlim=(-.5,w-.5), ylim=(h-.5,-.5), xticks=[], yticks=[])
 
+# %% ../nbs/05_plot.ipynb #01d0d79c
+_AS_IS = dict(parse_math=False, usetex=False)
+
+def _plain(
+    s, # a title, of any type
+)->str: # what is no printable character is shown as �
+    "A title that can be drawn"
+    return ''.join(c if c.isprintable() or c=='\n' else '\ufffd' for c in str(s))
+
 # %% ../nbs/05_plot.ipynb #40a055d6
 def show_slice(
     x:np.ndarray|torch.Tensor, # volume, (D,H,W), bytes or floats in [-1,1]
@@ -99,7 +108,7 @@ def show_slice(
     if not 0<=i<x.shape[axis]: raise M3dvError(f"slice ({i}) is not between 0 and {x.shape[axis]-1}")
     if ax is None: ax = plt.subplots(figsize=figsize)[1]
     _draw_slice(x.take(i,axis), m.take(i,axis), ax, color)
-    ax.set_title(f'{_AXES[axis]} {i}' if title is None else title, fontsize=10, parse_math=False)
+    ax.set_title(f'{_AXES[axis]} {i}' if title is None else _plain(title), fontsize=10, **_AS_IS)
     row,col = _AXES.replace(_AXES[axis],'')
     ax.set_ylabel(row, rotation=0, labelpad=8); ax.set_xlabel(col)
     return ax
@@ -137,7 +146,7 @@ def show_slices(
     axs = np.array(axs, dtype=object).ravel()
     if len(axs)!=len(cuts): raise M3dvError(f"axs ({len(axs)}) are not as many as the slices ({len(cuts)})")
     for ax,(k,i) in zip(axs,cuts): show_slice(x, m, ax=ax, axis=k, i=i, color=color)
-    if title is not None: axs[0].set_title(f'{title}\n{axs[0].get_title()}', fontsize=10, parse_math=False)
+    if title is not None: axs[0].set_title(f'{_plain(title)}\n{axs[0].get_title()}', fontsize=10, **_AS_IS)
     return axs
 
 # %% ../nbs/05_plot.ipynb #0768f4fc
@@ -221,7 +230,7 @@ def _layout(
     camera = dict(eye=dict(x=1.5,y=1.25,z=.9), center=dict(x=0,y=0,z=-.16))
     scene = dict(aspectmode='data', domain=dict(x=[0,1], y=[.06,1]), camera=camera, **axes)
     return dict(template='none', width=size[0], height=size[1], margin=dict(l=0,r=0,t=36,b=0), scene=scene, meta='nodule',
-        title=dict(text=html.escape(title, quote=False), x=.02),
+        title=dict(text=html.escape(_plain(title), quote=False), x=.02),
         legend=dict(orientation='h', x=.5, xanchor='center', y=0, yanchor='bottom'))
 
 # %% ../nbs/05_plot.ipynb #64ffa291
@@ -310,8 +319,8 @@ def _still(
         f = Figure((6, 6*h/w), dpi=w/3)                              # twice the size in pixels
         canvas = FigureCanvasAgg(f)
         _draw_3d(fig, f)
-        f.text(.02, .98, html.unescape(fig.layout.title.text), fontsize=12, va='top', parse_math=False)
-        f.text(.5, .02, ', '.join(o.name for o in fig.data), ha='center')
+        f.text(.02, .98, html.unescape(fig.layout.title.text), fontsize=12, va='top', **_AS_IS)
+        f.text(.5, .02, ', '.join(o.name for o in fig.data), ha='center', **_AS_IS)
         canvas.draw()
     im = Image.fromarray(np.asarray(canvas.buffer_rgba())[...,:3]).reduce(2)
     return _to_png(im, [o.color for o in fig.data if isinstance(o,go.Mesh3d)])
