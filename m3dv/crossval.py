@@ -7,17 +7,18 @@ __all__ = ['train_fold', 'default_jobs', 'run_tasks', 'estimate', 'train_run', '
            'plot_learning_curve', 'show_label_issues']
 
 # %% ../nbs/19_crossval.ipynb #4d869ac1
-import os, signal, threading, time, warnings
+import faulthandler, json, os, re, signal, sys, threading, time, traceback, warnings
 import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
 
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger
 from joblib import Parallel, delayed
-from joblib.externals.loky.process_executor import BrokenProcessPool
+from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 from pathlib import Path
 from threadpoolctl import threadpool_limits
-from .core import M3dvError, M3dvWarning, TensorVolume, set_seed, set_threads, pick_device, track
+from .core import M3dvError, M3dvWarning, TensorVolume, check_writable, set_seed, set_threads, pick_device, track
 from .data import Competition, read_competition, read_nodule
 from .transforms import SYMMETRIES, MASK_MODES, Augment, ToInput, cut_crop
 from .plot import gallery
@@ -28,25 +29,33 @@ from .learner import get_learner, fit_recipe
 from .predict import load_network, predict_crops, predict_nodules, save_network
 from .evaluate import compare_all, label_issues, score_table
 from .classical import baselines
-from .submission import submission, write_submission
+from .submission import submission, submission_form, write_submission
 from .runs import Run, collect_folds, data_hash, drop_fold, fold_name, fold_record, gather_folds
 from .runs import hold, open_run, write_fold, write_table
 
 # %% ../nbs/19_crossval.ipynb #be03fc35
+class _EndDiverged(Callback):
+    "End a training whose weights are no numbers any more"
+    def __init__(self, name, lr): self.fold_name,self.rate = name,lr
+    def after_train(self):
+        if all(p.isfinite().all() for p in self.learn.model.state_dict().values()): return
+        raise M3dvError(f"{self.fold_name}: training diverged in epoch {self.epoch}, its weights are no numbers any more; "
+            f"give a lower learning rate than {self.rate:g} (lr, --lr), a tenth for a start")
+
 def _fit(comp, out, r, fold, repeat, device, threads):
-    "Train and save the network of one fold; the table of its predictions"
+    "Train and save the network of one fold; the table of its predictions, and how many masks are empty"
     seed,name,was = r.seed+repeat,fold_name(r, repeat, fold),torch.get_num_threads()
     set_threads(threads)
     try:
         set_seed(1000*seed+fold, reproducible=True)
         dls = get_dls(comp, fold, replace(r, seed=seed, repeats=1), device=device, progress=False)
-        learn = get_learner(dls, path=out, cbs=CSVLogger(f'folds/.{name}_log.csv.part'))
+        learn = get_learner(dls, path=out, cbs=[CSVLogger(f'folds/.{name}_log.csv.part'), _EndDiverged(name, r.lr)])
         with learn.no_bar(), learn.no_logging(): fit_recipe(learn)
         save_network(learn, out/'models'/name)
         va = comp.train[comp.train.path.isin(dls.valid_ds.items)]
         p = predict_crops(learn.model, dls.store.get(va.path), r.side, r.mask, r.tta)
     finally: set_threads(was)
-    return pd.DataFrame(dict(name=va.name, label=va.label, repeat=0, fold=fold, seed=seed, recipe=r.name, p=p))
+    return pd.DataFrame(dict(name=va.name, label=va.label, repeat=0, fold=fold, seed=seed, recipe=r.name, p=p)), dls.empty
 
 # %% ../nbs/19_crossval.ipynb #bf75948d
 def _save_log(out, name):
@@ -61,9 +70,9 @@ def _train_fold(comp, out, r, fold, repeat, device='cpu', threads=1, dh=None):
     name,dh,out = fold_name(r, repeat, fold),dh or data_hash(comp, r.group),Path(out)
     (out/'folds').mkdir(parents=True, exist_ok=True)
     drop_fold(out, name)
-    df = _fit(comp, out, r, fold, repeat, device, threads)
+    df,empty = _fit(comp, out, r, fold, repeat, device, threads)
     _save_log(out, name)
-    write_fold(out, name, df, fold_record(r, repeat, fold, dh, device, threads))
+    write_fold(out, name, df, fold_record(r, repeat, fold, dh, device, threads), nodules=len(comp.train), empty=empty)
     return df.assign(repeat=repeat)
 
 # %% ../nbs/19_crossval.ipynb #18d4d0c6
@@ -101,59 +110,154 @@ _WORKER_ENV = dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', OPENBLAS_NUM_THREAD
     MALLOC_TRIM_THRESHOLD_='8000000000', MALLOC_TOP_PAD_='268435456', GLIBC_TUNABLES='glibc.malloc.hugetlb=1')
 
 @contextmanager
-def _starting_workers():
-    "Processes that are started in this block get the workers' environment, and leave signals to their parent"
+def _worker_env():
+    "Processes that are started in this block get the workers' environment"
     env = _WORKER_ENV | dict(M3DV_PARENT=str(os.getpid()))
-    was,mask = {k:os.environ.get(k) for k in env},hasattr(signal, 'pthread_sigmask')
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if mask else None
+    was = {k:os.environ.get(k) for k in env}
     os.environ.update(env)
     try: yield
     finally:
         for k,v in was.items(): os.environ.pop(k) if v is None else os.environ.update({k:v})
-        if mask: signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+@contextmanager
+def _signals_blocked():
+    "Processes and threads that are started in this block leave Ctrl-C and SIGTERM to this one"
+    if not hasattr(signal, 'pthread_sigmask'): yield; return
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 # %% ../nbs/19_crossval.ipynb #5db3814e
-_watched = []
-
-def _end_with_parent():
-    "Let this worker end when the process that started it has ended"
-    parent = int(os.environ.get('M3DV_PARENT', os.getpid()))
-    if parent==os.getpid() or _watched: return
-    def watch():
-        while os.getppid()==parent: time.sleep(.5)
-        os._exit(1)
-    _watched.append(threading.Thread(target=watch, daemon=True)); _watched[0].start()
-    if os.getppid()!=parent: os._exit(1)
+_END_WITH_PARENT = '''
+import os, threading, time
+parent = int(os.environ.get('M3DV_PARENT', 0))
+def watch():
+    while os.getppid()==parent: time.sleep(.5)
+    os._exit(1)
+if parent: threading.Thread(target=watch, daemon=True).start()
+'''
 
 # %% ../nbs/19_crossval.ipynb #f9bb3925
-def _in_worker(name, f, args):
+class _TaskError(M3dvError):
+    "What ended a task, other than an error of m3dv"
+
+def _reason(e):
+    "An exception in one line, with the way out where it is known"
+    s = ' '.join(f"{type(e).__name__}: {e}".split())[:300]
+    if isinstance(e, MemoryError) or re.search("out of memory|can't allocate memory", s, re.I):
+        return f"out of memory ({s}); fewer folds at a time (jobs, --jobs) or a smaller bs need less"
+    if re.search('No space left|File too large|quota exceeded', s):
+        return f"no room for its files ({s}); make room, or give another folder"
+    return s
+
+def _keep_trace(log):
+    "Add the traceback to a task's log; where it lies, in words"
+    try:
+        with open(log, 'a', encoding='utf-8') as f: traceback.print_exc(file=f)
+    except (OSError, TypeError): return ''
+    return f"; traceback in {log}"
+
+def _do(name, f, args, log=None):
+    "Do a task; its value, or one line that says what ended it"
+    try: return f(*args)
+    except M3dvError: raise
+    except (Exception, SystemExit) as e: raise _TaskError(f"{name}: {_reason(e)}{_keep_trace(log)}") from e
+
+# %% ../nbs/19_crossval.ipynb #5280a901
+@contextmanager
+def _logged(name, log):
+    "Keep the log of a worker's task while the block lasts"
+    try: f = open(log, 'wb', buffering=0)
+    except (OSError, TypeError): yield; return                          # none can be written, or none is wanted
+    end = threading.Event()
+    def beat():
+        was = 0
+        while not end.wait(1):
+            if (now:=time.process_time())>was+.01:
+                with suppress(OSError, ValueError): os.utime(f.fileno())
+            was = now
+    with f:
+        with suppress(OSError): f.write(f'{name}: process {os.getpid()}\n'.encode())
+        threading.Thread(target=beat, daemon=True).start(); faulthandler.enable(f)
+        try: yield
+        except _TaskError: log = None; raise                            # the traceback is in it
+        finally:
+            end.set(); faulthandler.enable()
+            if log: Path(log).unlink(missing_ok=True)
+
+def _in_worker(name, f, args, log):
     "Do a task; its name, its value, and what m3dv warned of"
-    _end_with_parent()
-    with warnings.catch_warnings(record=True) as ws: value = f(*args)
+    with warnings.catch_warnings(record=True) as ws, _logged(name, log): value = _do(name, f, args, log)
     return name, value, [str(w.message) for w in ws if issubclass(w.category, M3dvWarning)]
 
-def _parallel(tasks, jobs):
-    "Iterate over (name, value, warnings) of the tasks as they complete"
-    todo = [delayed(_in_worker)(k, f, args) for k,(f,*args) in tasks.items()]
-    with _starting_workers(): return Parallel(n_jobs=jobs, return_as='generator_unordered', batch_size=1)(todo)
+# %% ../nbs/19_crossval.ipynb #54c480b4
+_SILENT = 60 # seconds after which a task is said to make no progress
+
+def _silent(f, s):
+    "What is said of a task whose log has fallen silent"
+    who = f.read_text(encoding='utf-8').partition('\n')[0]
+    return f"{who} has made no progress for {s:.0f} s: it is stopped, or waits for a disk or device; waiting on ({f})"
+
+@contextmanager
+def _watched(logs):
+    "Say on standard error which task makes no progress, while the block lasts"
+    end,last,said = threading.Event(),{},set()
+    def look():
+        for f in logs:
+            with suppress(OSError):
+                at = f.stat().st_mtime_ns
+                if last.get(f, (0,))[0]!=at: last[f] = at,time.monotonic(); said.discard(f)
+                elif f not in said and (s:=time.monotonic()-last[f][1])>_SILENT:
+                    said.add(f); print(_silent(f, s), file=sys.stderr, flush=True)
+    def watch():
+        while not end.wait(1): look()
+    t = threading.Thread(target=watch, daemon=True)
+    if logs: t.start()
+    try: yield
+    finally: end.set()
+
+# %% ../nbs/19_crossval.ipynb #f4295dac
+def _died(e, logs):
+    "What is said of a worker that died or could not begin"
+    if not isinstance(e, TerminatedWorkerError): return f"a worker process could not begin: {_reason(e.__cause__ or e).splitlines()[-1]}"
+    at = ', '.join(f"{k} ({f})" for k,f in logs.items() if f.is_file())
+    how = 'was ended from outside, as the system does when memory runs out' if 'SIGKILL' in str(e) else 'crashed'
+    codes = ', '.join(re.findall(r'\w+\(-?\d+\)', str(e))) or ' '.join(str(e).split())[:200]
+    return f"a worker process {how} ({codes})" + (f" at work on {at}" if at else '') + "; fewer jobs at a time need less memory"
+
+def _tidy(logs):
+    "Remove the logs that hold no traceback"
+    for f in logs.values():
+        with suppress(OSError):
+            if f.read_text(encoding='utf-8').count('\n')<2: f.unlink()
 
 # %% ../nbs/19_crossval.ipynb #62e7f22a
+def _parallel(tasks, jobs, logs):
+    "Iterate over (name, value, warnings) of the tasks as they complete"
+    todo = [delayed(_in_worker)(k, f, args, logs.get(k)) for k,(f,*args) in tasks.items()]
+    with _signals_blocked():
+        return Parallel(jobs, return_as='generator_unordered', batch_size=1, initializer=exec, initargs=(_END_WITH_PARENT, {}))(todo)
+
 def run_tasks(
     tasks:dict, # by name: a function that can be imported, and its arguments, as (f, *args)
     jobs:int=1, # how many at a time; 1 does them in this process
+    logs:str|Path|None=None, # a folder that exists, for the log of each task; one that ended well leaves none
 )->dict: # what each gave, by name
     "Do tasks side by side in worker processes; whatever stops this stops them"
     if jobs<1: raise M3dvError(f"jobs ({jobs}) is below 1")
-    if jobs==1: return {k:f(*args) for k,(f,*args) in tasks.items()}
-    values = {}
+    logs = {k:Path(logs)/f'{k}.log' for k in tasks} if logs else {}
+    for f in logs.values(): f.unlink(missing_ok=True)
+    if jobs==1: return {k:_do(k, f, args, logs.get(k)) for k,(f,*args) in tasks.items()}
+    values,said = {},set()
     try:
-        with closing(_parallel(tasks, jobs)) as done:
-            for name,value,said in done:
+        with _worker_env(), _watched(logs.values()), closing(_parallel(tasks, jobs, logs)) as done:
+            for name,value,ws in done:
                 values[name] = value
-                for m in said: warnings.warn(m, M3dvWarning, stacklevel=2)
-    except BrokenProcessPool as e:
-        why = f"as the system does when memory runs out ({' '.join(str(e).split())[:200]})"
-        raise M3dvError(f"a worker process was ended from outside, {why}; fewer jobs at a time need less") from e
+                for m in set(ws)-said: warnings.warn(m, M3dvWarning, stacklevel=2)
+                said |= set(ws)
+    except BrokenProcessPool as e: raise _TaskError(_died(e, logs)) from e
+    except BaseException: _tidy(logs); raise
+    _tidy(logs)
     return {k:values[k] for k in tasks}
 
 # %% ../nbs/19_crossval.ipynb #acc0aef5
@@ -189,15 +293,19 @@ def estimate(
     return 10 + (fold + sec*n_test*views/3)*-(-k//jobs)
 
 # %% ../nbs/19_crossval.ipynb #a6e8daef
-def _predict_test(comp, out, name, device):
+def _predict_test(comp, out, name, r, device):
     "Probability of class 1 of each test file by the network of a fold"
     if not len(comp.test): return []
-    net = load_network(Path(out)/'models'/name, device)
+    net = load_network(Path(out)/'models'/name, device, trust_code=_is_of(Path(out)/'models'/f'{name}.json', r))
     return predict_nodules([net], list(comp.test.path), progress=False)[0].tolist()
+
+def _is_of(f, r):
+    "Is the network of JSON file `f` built by the constructor that the recipe names?"
+    return json.loads(f.read_text(encoding='utf-8'))['net'].get('constructor')==r.net
 
 def _train_and_predict(comp, out, r, fold, repeat, device, dh, test):
     _train_fold(comp, out, r, fold, repeat, device, dh=dh)
-    return _predict_test(comp, out, fold_name(r, repeat, fold), device) if test else []
+    return _predict_test(comp, out, fold_name(r, repeat, fold), r, device) if test else []
 
 def _baselines(comp, r):
     with threadpool_limits(1): return baselines(comp, r, progress=False)
@@ -208,7 +316,14 @@ def _tasks(comp, out, r, todo, device, dh, whole):
     ts = {j:(_train_and_predict, comp, out, r, k, i, device, dh, whole) for j,(i,k) in todo.items()}
     if not whole: return ts
     rest = [j for i in range(r.repeats) for k in range(r.n_folds) if (j:=fold_name(r, i, k)) not in todo]
-    return ts | {j:(_predict_test, comp, out, j, device) for j in rest} | {'baselines':(_baselines, comp, r)}
+    return ts | {j:(_predict_test, comp, out, j, r, device) for j in rest} | {'baselines':(_baselines, comp, r)}
+
+# %% ../nbs/19_crossval.ipynb #4ec96cd5
+def _quietly(f, *args):
+    "Do a task without its warnings of empty masks"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.* empty mask', M3dvWarning)
+        return f(*args)
 
 # %% ../nbs/19_crossval.ipynb #d852588d
 def _epochs(out, names):
@@ -245,9 +360,27 @@ def _finish(comp, out, r, done):
     p = np.array([done[fold_name(r, i, k)] for i in range(r.repeats) for k in range(r.n_folds)]).mean(0)
     write_submission(submission(comp.test.name, p, comp.sample), Path(out)/'submission.csv', comp.sample)
 
-def _check_sample(comp):
-    "Refuse a sample submission that does not fit the test files"
-    if comp.sample: submission(comp.test.name, np.full(len(comp.test), .5), comp.sample)
+# %% ../nbs/19_crossval.ipynb #4bb8deb7
+def _check_net(r):
+    "Refuse a recipe whose network fails; bytes of its weights"
+    x,c = torch.rand(2, MASK_MODES[r.mask], *[r.side]*3, generator=torch.Generator().manual_seed(0)),MASK_MODES[r.mask]
+    if r.net.startswith('__main__:'): raise M3dvError(f"recipe: net ({r.net}) is of no module; give it a file that other processes find")
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            net,twin = (make_net(r.net, c, 2, **r.net_args).eval() for _ in range(2))
+            twin.load_state_dict(net.state_dict())
+            y,z = net(x),twin(x)
+    except (Exception, SystemExit) as e: raise M3dvError(f"recipe: net ({r.net}) fails with side {r.side}: {_reason(e)}") from e
+    s = tuple(y.shape)
+    if s not in ((2,1),(2,2)): raise M3dvError(f"recipe: net ({r.net}) gives {s} for 2 nodules; expected one or two logits for each")
+    if not torch.allclose(y, z, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise M3dvError(f"recipe: net ({r.net}) gives something else when it is built again with the same weights")
+    return sum(v.numel()*v.element_size() for v in net.state_dict().values())
+
+def _check_room(out, n, size):
+    "Refuse a folder that cannot be written, or lacks room for `n` networks of `size` bytes"
+    there = sum(f.stat().st_size for f in out.glob('models/*.safetensors')) # of finished folds, or about to be replaced
+    check_writable(out, max(n*size-there, 0) + 1_000_000)
 
 # %% ../nbs/19_crossval.ipynb #ed752dfe
 def _minutes(s): return f"{s:.0f} seconds" if s<90 else f"{s/60:.0f} minutes"
@@ -263,6 +396,12 @@ def _announce(comp, r, todo, fold, jobs, device):
     print(f"recipe {r.name}: {folds} × {r.epochs} epochs, {where}; about {_minutes(sec)}", flush=True)
 
 # %% ../nbs/19_crossval.ipynb #a654d990
+@contextmanager
+def _kept():
+    "Say that finished folds are kept, if an error ends the block"
+    try: yield
+    except M3dvError as e: raise M3dvError(f"{e}; finished folds are kept, --resume (resume=True) trains the rest") from e
+
 def train_run(
     data:str|Path|Competition, # competition folder
     out:str|Path, # a folder for the run
@@ -278,11 +417,14 @@ def train_run(
     "Train a network per fold and repeat; write predictions, figures, baselines and a submission"
     comp,r,out,dev = read_competition(data),load_recipe(recipe),Path(out).expanduser(),str(pick_device(device))
     jobs = _check_jobs(jobs, dev)
-    _check_sample(comp)
+    submission_form(comp.test.name.tolist(), comp.sample)
+    _check_room(out, r.repeats*(r.n_folds if fold is None else 1), _check_net(r))
     with open_run(comp, out, r, dev, fold, resume, force, progress) as (dh,todo):
         if progress: _announce(comp, r, todo, fold, jobs, dev)
-        with _epoch_bar(out, todo, r.epochs, progress): done = run_tasks(_tasks(comp, out, r, todo, dev, dh, fold is None), jobs)
-        if fold is None: _finish(comp, out, r, done)
+        with _kept(), _epoch_bar(out, todo, r.epochs, progress):
+            tasks = _tasks(comp, out, r, todo, dev, dh, fold is None)
+            done = run_tasks({k:(_quietly, *v) for k,v in tasks.items()}, jobs, out/'folds')
+            if fold is None: _do('tables', _finish, (comp, out, r, done), out/'folds'/'tables.log')
     return Run(out)
 
 # %% ../nbs/19_crossval.ipynb #c579f100
@@ -299,9 +441,9 @@ def merge_runs(
     "Bring folds that were trained apart together, and write the tables of the whole run"
     comp,out,dev = read_competition(data),Path(out).expanduser(),str(pick_device(device))
     jobs = _check_jobs(jobs, dev)
-    _check_sample(comp)
+    submission_form(comp.test.name.tolist(), comp.sample); _check_room(out, 0, 0)
     with collect_folds(runs, comp, out, seeds, force) as r:
-        done = run_tasks(_tasks(comp, out, r, {}, dev, None, True), jobs)
+        done = run_tasks(_tasks(comp, out, r, {}, dev, None, True), jobs, out/'folds')
         _finish(comp, out, r, done)
     return Run(out)
 

@@ -184,7 +184,8 @@ _NEXT = {
         "the fit is just over: then a longer one, or another recipe",
     'badly built, badly set, or dirty data': "a tenth of the learning rate, after learn.lr_find(); m3dv_audit on the folder; "
         "a sound network learns 16 nodules by heart (mixup=0, NO_AUG)",
-    'diverged': "a tenth of the learning rate; GradientClip() among the callbacks; without half precision (learn.to_fp32())"}
+    'diverged': "a tenth of the learning rate; GradientClip() among the callbacks; without half precision (learn.to_fp32())",
+    'unvalidated': "validate in whole epochs; if that was done, predictions are no numbers from the first epoch on: a tenth of the rate"}
 _ODD = {
     ('flat','rising'): "training gains nothing and validation gets worse, often by confidence in wrong answers: fewer epochs or "
         "a lower learning rate; look at the AUC beside the loss",
@@ -253,6 +254,9 @@ def _diverged(df):
     at = ''.join(f", {c} {int(o[c])}" for c in ('repeat','fold') if c in o)
     return f"{k} is not finite in epoch {int(o.epoch)}{at}"
 
+# %% ../nbs/12_curves.ipynb #d6ecb675
+def _unvalidated(df): return df.valid_loss.isna().all() and np.isfinite(df.train_loss).all()
+
 # %% ../nbs/12_curves.ipynb #33479b29
 def read_curves(
     source:Learner|str|Path|pd.DataFrame, # fitted Learner, CSV log, or table with train_loss and valid_loss
@@ -263,6 +267,7 @@ def read_curves(
     "Read the two loss curves of a fit, or their mean over folds"
     df = loss_curves(source)
     n,nothing = df.epoch.nunique(),(None,None,None)
+    if _unvalidated(df): return LossReading('too short to tell', *nothing, n, "no epoch has a validation loss", _NEXT['unvalidated'], df)
     if why := _diverged(df): return LossReading('diverged', *nothing, n, why, _NEXT['diverged'], df)
     mean,k = _mean_curve(df),_window_length(window, n, tol, level)
     if not k: return LossReading('too short to tell', *nothing, n, f"a slope takes at least {_MIN_WINDOW} epochs",

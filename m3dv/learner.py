@@ -382,6 +382,7 @@ _accuracy.__name__ = 'accuracy'
 # %% ../nbs/11_learner.ipynb #aa78c6ab
 def _mean_auc(y, p):
     "AUC of the second class, or mean AUC of each class against the rest"
+    if not np.isfinite(p).all(): return np.nan
     cols = [(y==c, p[:,c]) for c in range(p.shape[1])] if p.shape[1]>2 else [(y==1, p[:,-1])]
     aucs = [roc_auc_score(*o) for o in cols if 0<o[0].sum()<len(y)]
     return float(np.mean(aucs)) if aucs else np.nan

@@ -260,22 +260,22 @@ def _has_mask(store, paths):
 
 # %% ../nbs/08_loaders.ipynb #d71e9c29
 def _warn_empty(df, store, mode):
-    "Warn of nodules whose mask is empty"
+    "Warn of nodules whose mask is empty; how many there are"
     empty = [n for n,m in zip(df.name, _has_mask(store, df.path)) if not m]
-    if not empty: return
+    if not empty: return 0
     n = f"all {len(df)}" if len(empty)==len(df) else f"{len(empty)} of {len(df)}"
     sees = 'nothing of it' if mode=='cut' else 'the centre of its cube'
     msg = f"{n} nodules with an empty mask, the first is {empty[0]}; in mask mode {mode} the network sees {sees}"
     warnings.warn(msg, M3dvWarning, stacklevel=4)
+    return len(empty)
 
 # %% ../nbs/08_loaders.ipynb #ac2d8b8d
 def _fill_store(df, folds, r, device, cache, memory, progress):
-    "A store that holds the crops of all nodules, checked"
+    "A store that holds the crops of all nodules, checked, and the number of empty masks"
     store = CropStore(r.side+2*r.margin, pick_device(device), store_folder() if cache=='auto' else cache, memory)
     store.add(df.path, progress=progress)
     check_duplicates(df, folds, dict(zip(df.path, store.hashes(df.path))))
-    _warn_empty(df, store, r.mask)
-    return store
+    return store, _warn_empty(df, store, r.mask)
 
 # %% ../nbs/08_loaders.ipynb #97217a35
 def _say_split(split, fold, r):
@@ -293,17 +293,17 @@ def get_dls(
     memory:float=2., # GB of memory that the crops may take; what is more is read from disk as it is needed
     progress:bool=True, # print the split, and show a progress bar while crops are cut?
     **overrides # fields of the recipe that are to be different
-)->DataLoaders: # `train` and `valid`; `recipe`, `fold`, `split`, `folds` and `store` say what was done
+)->DataLoaders: # `train` and `valid`; `recipe`, `fold`, `split`, `folds`, `store` and `empty` say what was done
     "DataLoaders that train on all labelled nodules but one fold, and validate on that fold"
     r = override(load_recipe('default' if recipe is None else recipe), **overrides)
     df = read_competition(path).train
     folds,used,split = _split(df, r, fold)
-    store = _fill_store(df, folds, r, device, cache, memory, progress)
+    store,empty = _fill_store(df, folds, r, device, cache, memory, progress)
     nodules = NoduleBlock(store, r.side, r.mask, r.aug, 1000*r.seed+int(fold) if r.draw_seed is None else r.draw_seed)
     block = DataBlock(blocks=(nodules, CategoryBlock(vocab=[0,1])), get_y=dict(zip(df.path, df.label)).get,
         splitter=lambda _: (np.flatnonzero(used), np.flatnonzero(folds==fold)))
     dls = block.dataloaders(list(df.path), bs=r.bs, device=store.device)
-    dls.recipe,dls.fold,dls.split,dls.folds,dls.store = r,int(fold),split,pd.Series(folds, df.name),store
+    dls.recipe,dls.fold,dls.split,dls.folds,dls.store,dls.empty = r,int(fold),split,pd.Series(folds, df.name),store,empty
     if progress: _say_split(split, fold, r)
     return dls
 

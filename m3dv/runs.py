@@ -7,7 +7,7 @@ __all__ = ['FOLD_FILES', 'data_hash', 'fold_name', 'fold_record', 'read_record',
            'write_table', 'gather_folds', 'Run', 'find_folds', 'check_folds', 'collect_folds']
 
 # %% ../nbs/18_runs.ipynb #78a56c41
-import hashlib, json, re, shutil, m3dv
+import hashlib, html, json, re, shutil, warnings, m3dv, sklearn
 import pandas as pd
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from functools import partial
 from pathlib import Path
-from .core import M3dvError, pick_device, write_atomic
-from .data import Competition, read_competition, assign_folds, group_of, check_files, check_duplicates, take_frac
+from .core import M3dvError, M3dvWarning, one_line, pick_device, write_atomic
+from .data import Competition, read_competition, assign_folds, group_of, scan_files, check_duplicates, take_frac
 from .data import show_splits, natural_key
 from .recipe import RECIPES, Recipe, load_recipe, save_recipe
 from .evaluate import COLUMNS, compare_all, read_oof
@@ -30,12 +30,13 @@ def _sha(b): return hashlib.sha256(b).hexdigest()[:16]
 def data_hash(
     path:str|Path|Competition, # a competition folder
     group:str|None=None, # column of the label file whose values the folds keep together
+    files:dict|None=None, # SHA-256 of each file by its path, where they were read already
 )->str: # 16 hexadecimal digits
     "Hash of the names, labels, groups and file contents of the labelled nodules"
     comp = read_competition(path); df,g = comp.train,group_of(comp.train, group)
     gs = df[g].astype(str) if g else ['']*len(df)
-    rows = [[n, int(y), v, hashlib.sha256(Path(p).read_bytes()).hexdigest()] for n,y,v,p in zip(df.name, df.label, gs, df.path)]
-    return _sha(json.dumps(rows).encode())
+    sha = lambda p: files[p] if files else hashlib.sha256(Path(p).read_bytes()).hexdigest()
+    return _sha(json.dumps([[n, int(y), v, sha(p)] for n,y,v,p in zip(df.name, df.label, gs, df.path)]).encode())
 
 # %% ../nbs/18_runs.ipynb #23d630bd
 FOLD_FILES = ( # of a finished fold, by its name; the first is written last
@@ -88,7 +89,7 @@ def read_record(
     if not all(f.is_file() for f in fs.values()): return None
     try: d = json.loads(fs['folds/{}.json'].read_text(encoding='utf-8')); shas = d.pop('files')
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError): return None
-    if not isinstance(shas, dict): return None
+    if not isinstance(shas, dict) or not isinstance(d.get('recipe'), dict): return None
     whole = all(shas.get(k)==_sha(f.read_bytes()) for k,f in fs.items() if k!='folds/{}.json')
     return d if whole and name==f"seed{d.get('seed')}_fold{d.get('fold')}" else None
 
@@ -98,11 +99,12 @@ def write_fold(
     name:str, # of the fold
     table:pd.DataFrame, # its predictions
     record:dict, # of `fold_record`
+    **about # what else the record is to hold
 ):
     "Write the record and the predictions of a fold, which then is finished"
     out,b = Path(out),table.to_csv(index=False, float_format='%.8f', lineterminator='\n').encode()
     shas = {f:_sha((out/f.format(name)).read_bytes()) for f in FOLD_FILES[2:]} | {FOLD_FILES[0]:_sha(b)}
-    text = json.dumps(record | dict(files=shas), indent=1)+'\n'
+    text = json.dumps(record | dict(sklearn=sklearn.__version__) | about | dict(files=shas), indent=1)+'\n'
     write_atomic(out/'folds'/f'{name}.json', lambda f: f.write_text(text, encoding='utf-8'))
     write_atomic(out/'folds'/f'{name}.csv', lambda f: f.write_bytes(b))
 
@@ -135,7 +137,8 @@ def hold(
 
 # %% ../nbs/18_runs.ipynb #8a8babc8
 _TABLES = ('oof.csv','baselines.csv','scores.csv','history.csv','submission.csv') # what is made of all folds together
-_PATTERNS = ('folds/seed[0-9]*_fold[0-9]*','models/seed[0-9]*_fold[0-9]*.json','models/seed[0-9]*_fold[0-9]*.safetensors')
+_LOGS = ('folds/baselines.log','folds/tables.log') # of what went wrong with what is no fold
+_PATTERNS = _LOGS + ('folds/seed[0-9]*_fold[0-9]*','models/seed[0-9]*_fold[0-9]*.json','models/seed[0-9]*_fold[0-9]*.safetensors')
 
 def _own(out):
     "Files of a run in `out`, its recipe last; refused where such files lie without a recipe"
@@ -150,12 +153,12 @@ def _remove(fs):
 # %% ../nbs/18_runs.ipynb #3c00d727
 def _names(out):
     "Names of the folds of which `out` holds any file"
-    ms = [re.match(r'seed(\d+)_fold(\d+)(?=[._])', f.name) for d in ('folds','models') for f in (Path(out)/d).glob('seed*')]
+    ms = [re.match(r'seed(\d{1,10})_fold(\d{1,4})(?=[._])', f.name) for d in ('folds','models') for f in (Path(out)/d).glob('seed*')]
     return sorted({m[0] for m in ms if m}, key=natural_key)
 
 def _leftovers(out):
     "Remove what killed processes left in the folder of a run that is held"
-    pats = ['folds/.seed*.part','models/.seed*.part'] + [f'.{f}.*.part' for f in _TABLES + ('recipe.json',)]
+    pats = [*_LOGS,'folds/seed*.log','folds/.seed*.part','models/.seed*.part'] + [f'.{f}.*.part' for f in _TABLES + ('recipe.json',)]
     _remove([f for pat in pats for f in Path(out).glob(pat)])
 
 # %% ../nbs/18_runs.ipynb #5c8aeb99
@@ -182,8 +185,22 @@ def _refuse_other_run(out, r, names, resume):
         raise M3dvError(f"{out}: holds {extra[0]}, which is none of this run's {mine}; "
             "m3dv_gather takes all seeds, --force (force=True) replaces them")
 
+# %% ../nbs/18_runs.ipynb #fd78b63e
+def _fold_table(out, comp, r, repeat, fold):
+    "The table of a finished fold, checked against the nodules that it holds out"
+    name,df = fold_name(r, repeat, fold),comp.train; f = Path(out)/'folds'/f'{name}.csv'
+    t,want = read_oof(f),df[assign_folds(df, r.n_folds, r.seed+repeat, r.group)==fold]
+    if sorted(t.name)!=sorted(want.name):
+        was,here = (read_record(out, name) or {}).get('sklearn'),sklearn.__version__
+        why = f"it was trained with scikit-learn {was}, and {here} assigns other folds; use one version for all folds"
+        why = why if was not in (None, here) else f"was the data changed between folds, or the version of scikit-learn (now {here})?"
+        raise M3dvError(f"{f}: predicts {len(t)} nodules, which are not the {len(want)} that the folder holds out; {why}")
+    if (t.set_index('name').label.loc[want.name].values!=want.label.values).any():
+        raise M3dvError(f"{f}: its labels differ from those in the folder; was the label file changed between folds?")
+    return t.assign(repeat=repeat)
+
 # %% ../nbs/18_runs.ipynb #8fca53ff
-def _left(out, r, names, data, device, single, resume, force):
+def _left(out, comp, r, names, data, device, single, resume, force):
     "Those of `names` that are left to train; refused where one is finished unexpectedly, or was made otherwise"
     todo = {}
     for j,(i,k) in names.items():
@@ -191,17 +208,19 @@ def _left(out, r, names, data, device, single, resume, force):
         if was is None: todo[j] = i,k; continue
         if single and not resume:
             raise M3dvError(f"{out}: {j} is finished; --resume (resume=True) leaves it, --force (force=True) trains it again")
-        d = _difference(was, fold_record(r, i, k, data, device))
+        now = fold_record(r, i, k, data, device)
+        d = _difference({a:was.get(a) for a in now}, now)
         if d: raise M3dvError(f"{out}: {j} was made otherwise: {d}; give another folder, or --force (force=True) to replace it")
+        _fold_table(out, comp, r, i, k)
     return todo
 
 # %% ../nbs/18_runs.ipynb #9403bbee
-def _prepare(out, r, names, data, device, single, resume, force):
+def _prepare(out, comp, r, names, data, device, single, resume, force):
     "Bring the folder into the state in which training begins; the folds that are left to train"
     if force and not single: _remove(_own(out))
     was = _same_recipe(out, r, single)
     if not single: _refuse_other_run(out, r, names, resume); _leftovers(out)
-    todo = _left(out, r, names, data, device, single, resume, force)
+    todo = _left(out, comp, r, names, data, device, single, resume, force)
     if todo or (was!=r and not single): _remove(out/f for f in _TABLES)
     for j in todo: drop_fold(out, j)
     if not (single and was): save_recipe(r, out/'recipe.json')
@@ -220,16 +239,41 @@ def _hold_run(out, names, single=False):
         for j in dict.fromkeys([*names, *_names(out), *locked] if not single else []): take(j)
         yield gate.release
 
+# %% ../nbs/18_runs.ipynb #d329b367
+def _check_balance(df, folds, r, seed):
+    "Warn of a fold that is much larger or smaller than the others, or has many more or fewer ones"
+    g = group_of(df, r.group)
+    for what,t in (('nodules',df.assign(n=1)), ('ones',df.assign(n=df.label))):
+        n,mean = t.groupby(folds).n.sum(),t.n.sum()/r.n_folds
+        room = max(.2*mean, t.groupby(g).n.sum().max() if g else 0, 1)
+        if (abs(n-mean)>room).any():
+            so = f"; nodules of one {g} stay together" if g else ''
+            warnings.warn(f"folds of seed {seed} hold {n.min()} to {n.max()} {what}, {mean:.1f} on average{so}: "
+                "look at them with show_splits, or take another seed", M3dvWarning, stacklevel=5)
+
+def _warn_empty(scan, comp, mode):
+    "Warn of empty masks among the files that a run uses"
+    sides = ('labelled',comp.train.path),('test',comp.test.path)
+    sides = [(kind, [Path(p).stem for p in ps if scan['empty'][p]], len(ps)) for kind,ps in sides]
+    n = ' and '.join(f"{len(e)} of {k} {kind} nodules" for kind,e,k in sides if e)
+    if not n: return
+    sees = 'nothing of them' if mode=='cut' else 'the centre of their cubes'
+    first = one_line([o for _,e,_ in sides for o in e][0], 80)
+    warnings.warn(f"{n} have an empty mask, the first is {first}; in mask mode {mode} the network sees {sees}", M3dvWarning, stacklevel=5)
+
 # %% ../nbs/18_runs.ipynb #e9dede0f
 def _check_data(comp, r, progress):
-    "Refuse data that cannot be read, and folds that leak or are too small"
-    hashes = check_files(comp, progress)
+    "Refuse data that cannot be read, and folds that leak or are too small; the SHA-256 of each file"
+    scan = scan_files(comp, progress)
     for i in range(r.repeats):
         folds = assign_folds(comp.train, r.n_folds, r.seed+i, r.group)
-        show_splits(comp.train, folds, r.group); check_duplicates(comp.train, folds, hashes)
+        show_splits(comp.train, folds, r.group); check_duplicates(comp.train, folds, scan.content.to_dict())
         n = min(take_frac(comp.train.label[folds!=k], r.train_frac, r.seed+i).sum() for k in range(r.n_folds))
         frac = f" with train_frac {r.train_frac:g}" if r.train_frac<1 else ""
         if r.bs>n: raise M3dvError(f"bs ({r.bs}) exceeds the {n} nodules that a fold trains on{frac}")
+        _check_balance(comp.train, folds, r, r.seed+i)
+    _warn_empty(scan, comp, r.mask)
+    return scan.file.to_dict()
 
 def _check_call(out, r, fold, resume, force):
     "Refuse arguments that no run can begin with"
@@ -252,34 +296,26 @@ def open_run(
     "Check what a run needs, and hold its folder while the block lasts"
     r,out,single,comp,dev = recipe,Path(out).expanduser(),fold is not None,read_competition(data),str(pick_device(device))
     _check_call(out, r, fold, resume, force)
-    _own(out); _check_data(comp, r, progress)
+    _own(out); files = _check_data(comp, r, progress)
     names = {fold_name(r, i, k):(i,k) for i in range(r.repeats) for k in ([fold] if single else range(r.n_folds))}
-    dh = data_hash(comp, r.group)
+    dh = data_hash(comp, r.group, files)
     with _hold_run(out, names, single) as let_go:
-        todo = _prepare(out, r, names, dh, dev, single, resume, force)
+        todo = _prepare(out, comp, r, names, dh, dev, single, resume, force)
         if single: let_go()
         yield dh, todo
-
-# %% ../nbs/18_runs.ipynb #fd78b63e
-def _fold_table(out, comp, r, repeat, fold):
-    "The table of a finished fold, checked against the nodules that it holds out"
-    f,df = Path(out)/'folds'/f'{fold_name(r, repeat, fold)}.csv',comp.train
-    t,want = read_oof(f),df[assign_folds(df, r.n_folds, r.seed+repeat, r.group)==fold]
-    if sorted(t.name)!=sorted(want.name):
-        raise M3dvError(f"{f}: predicts {len(t)} nodules, which are not the {len(want)} that the folder holds out; "
-            "was the data changed between folds?")
-    if (t.set_index('name').label.loc[want.name].values!=want.label.values).any():
-        raise M3dvError(f"{f}: its labels differ from those in the folder; was the label file changed between folds?")
-    return t.assign(repeat=repeat)
 
 # %% ../nbs/18_runs.ipynb #81c9f631
 def _repeat_table(out, comp, r, repeat):
     "The predictions of all folds of a repeat, in the order of the label file"
     return comp.train[['name']].merge(pd.concat([_fold_table(out, comp, r, repeat, k) for k in range(r.n_folds)]), on='name')
 
+def _read_csv(f, **kwargs):
+    try: return pd.read_csv(f, **kwargs)
+    except (ValueError, OverflowError, OSError) as e: raise M3dvError(f"{f}: not a table of m3dv ({one_line(e, 200)})") from e
+
 def _log(out, r, repeat, fold):
     "The log of a fold's epochs"
-    return pd.read_csv(out/'folds'/f'{fold_name(r, repeat, fold)}_log.csv').assign(repeat=repeat, fold=fold)
+    return _read_csv(out/'folds'/f'{fold_name(r, repeat, fold)}_log.csv').assign(repeat=repeat, fold=fold)
 
 # %% ../nbs/18_runs.ipynb #8079adc3
 def write_table(
@@ -325,6 +361,9 @@ class Run:
     def done(self)->list: return [j for j in self._wanted() if read_record(self.path, j)]
     @property
     def left(self)->list: return [j for j in self._wanted() if not read_record(self.path, j)]
+    @property
+    def empty(self)->int: # nodules with an empty mask among those that the folds were trained with
+        return max([(read_record(self.path, j) or {}).get('empty') or 0 for j in self.done], default=0)
     def _wanted(self): return sorted({*_all_folds(self.recipe), *_names(self.path)}, key=natural_key)
 
 # %% ../nbs/18_runs.ipynb #fd31447a
@@ -350,17 +389,17 @@ def baselines(self:Run)->pd.DataFrame:
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame:
     "Losses and metrics of each epoch of each fold"
-    return self._table('history.csv', pd.read_csv)
+    return self._table('history.csv', _read_csv)
 
 @patch(as_prop=True)
 def scores(self:Run)->pd.DataFrame:
     "All figures of the network with their intervals"
-    return self._table('scores.csv', partial(pd.read_csv, index_col=0))
+    return self._table('scores.csv', partial(_read_csv, index_col=0))
 
 @patch(as_prop=True)
 def submission(self:Run)->pd.DataFrame:
     "The predictions of the test files"
-    return self._table('submission.csv', pd.read_csv)
+    return self._table('submission.csv', _read_csv)
 
 # %% ../nbs/18_runs.ipynb #2844b762
 @patch
@@ -379,7 +418,7 @@ def comparison(self:Run)->pd.DataFrame: # index recipe: auc, lo, hi; difference 
 # %% ../nbs/18_runs.ipynb #9fcf54aa
 def _lines(t):
     "The table of `compare_all`, as lines to print"
-    w = max(map(len, t.index))
+    t = t.set_axis([one_line(k, 80) for k in t.index]); w = max(map(len, t.index))
     for r in t.itertuples():
         beside = f"   {t.index[0]} minus this: {r.difference:+.3f} ({r.d_lo:+.3f} to {r.d_hi:+.3f}), better with probability {r.better:.2f}"
         yield f"  {r.Index:{w}}  {r.auc:.3f} ({r.lo:.3f}–{r.hi:.3f})" + (beside if r.difference==r.difference else "")
@@ -390,7 +429,8 @@ def _over(r): return f"nodules and repeats; mean of {r.repeats} repeats" if r.re
 @patch
 def __str__(self:Run):
     r,n = self.recipe,len(self._wanted())
-    s = f"run {self.path.name or self.path}: recipe {r.name}, {len(self.done)} of {n} folds finished"
+    s = f"run {one_line(self.path.name or self.path, 80)}: recipe {one_line(r.name, 80)}, {len(self.done)} of {n} folds finished"
+    if self.empty: s += f"; {self.empty} labelled nodules have an empty mask"
     if self.left: return f"{s}; left to train: {_some(self.left)}"
     if not (self.path/'oof.csv').is_file(): return f"{s}; oof.csv is not written yet"
     files = ', '.join(f for f in _TABLES if (self.path/f).is_file())
@@ -400,18 +440,22 @@ def __str__(self:Run):
 def __repr__(self:Run): return str(self)
 
 # %% ../nbs/18_runs.ipynb #7ce6a339
+def _plain_md(s):
+    "Text that Markdown shows as it is, whatever is in it"
+    return re.sub(r'([\\`*_{}\[\]()#+!|$~-])', r'\\\1', html.escape(s))
+
 def _ends(r, *ks, sign=''): return ' ({:{s}.3f} to {:{s}.3f})'.format(*(getattr(r, k) for k in ks), s=sign)
 
 def _row(o):
     "A row of the table of `compare_all`, in Markdown; the first row is the network's own and has no difference"
     gain = f"{o.difference:+.3f}{_ends(o, 'd_lo', 'd_hi', sign='+')} | {o.better:.2f} |" if o.difference==o.difference else " | |"
-    return f"| {o.Index} | {o.auc:.3f}{_ends(o, 'lo', 'hi')} | {gain}"
+    return f"| {_plain_md(one_line(o.Index, 200))} | {o.auc:.3f}{_ends(o, 'lo', 'hi')} | {gain}"
 
 @patch
 def _repr_markdown_(self:Run):
-    r,head = self.recipe,str(self).splitlines()[0]
+    r,head = self.recipe,_plain_md(str(self).splitlines()[0])
     if self.left or not (self.path/'oof.csv').is_file(): return head
-    cols = f"| | out-of-fold ROC AUC | {r.name} is better by | with probability |\n|---|---|---|---|"
+    cols = f"| | out-of-fold ROC AUC | {_plain_md(one_line(r.name, 200))} is better by | with probability |\n|---|---|---|---|"
     return '\n'.join([head, '', cols, *map(_row, self.comparison().itertuples()), '', f"95 % intervals over {_over(r)}."])
 
 # %% ../nbs/18_runs.ipynb #7ccc66d1
@@ -436,9 +480,10 @@ def _check_same(t, comp):
     most = json.loads(Counter(json.dumps(d) for d in own.values()).most_common(1)[0][0])
     odd = {k:d for (k,_),v in own.items() if (d:=_difference(v, most, 'in it', 'in most others'))}
     if odd: raise M3dvError(f"mismatched: {_some(list(odd))} of {len(own)} folds; in {next(iter(odd))} {next(iter(odd.values()))}")
-    if data_hash(comp, most['recipe']['group'])!=most['data']:
-        raise M3dvError(f"mismatched: the folds were trained on other nodules or labels than those in the folder now (hash {most['data']})")
-    return most
+    r,data = load_recipe(most['recipe']),most.get('data')
+    if data_hash(comp, r.group)!=data:
+        raise M3dvError(f"mismatched: the folds were trained on other nodules or labels than those in the folder now (hash {data})")
+    return r
 
 # %% ../nbs/18_runs.ipynb #bbdc6c88
 def _check_once(t):
@@ -456,14 +501,16 @@ def check_folds(
 )->Recipe: # the recipe of a run that holds them all
     "Refuse lost, repeated and mismatched folds"
     _check_once(t)
-    most = _check_same(t, read_competition(data))
-    n,first = most['recipe']['n_folds'],int(t.seed.min())
+    comp = read_competition(data); r = _check_same(t, comp)
+    n,first = r.n_folds,int(t.seed.min())
     want = [f'seed{s}_fold{k}' for s in range(first, max(t.seed.max()+1, first+(seeds or 1))) for k in range(n)]
     lost = [j for j in want if j not in set(t[t.finished].job)]
     since = f"; counted from seed {first}, the lowest that is there" if seeds else ""
     if lost: raise M3dvError(f"lost: {len(lost)} of {len(want)} folds are missing or not finished: {_some(lost)}{since}")
     if seeds and len(want)!=seeds*n: raise M3dvError(f"seeds ({seeds}) are fewer than the {len(want)//n} that are there")
-    return load_recipe(most['recipe'] | dict(seed=first, repeats=len(want)//n))
+    r = replace(r, seed=first, repeats=len(want)//n)
+    for o in t[t.finished].itertuples(): _fold_table(o.run, comp, r, o.seed-first, o.fold)
+    return r
 
 # %% ../nbs/18_runs.ipynb #2a26fc9a
 def _copy_fold(name, src, out):
