@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'one_line', 'M3dvError', 'quoted', 'M3dvWarning', 'to_unit', 'to_grey', 'TensorVolume', 'TensorVolMask',
-           'pick_device', 'set_threads', 'keep_freed_memory', 'as_path', 'check_writable', 'write_atomic', 'track',
-           'doctor', 'set_seed']
+           'pick_device', 'set_threads', 'keep_freed_memory', 'as_path', 'is_folder', 'check_writable', 'write_atomic',
+           'track', 'doctor', 'set_seed']
 
 # %% ../nbs/00_core.ipynb #614ceebe
 import ctypes, os, platform, re, secrets, shutil, tempfile, importlib.metadata as md
@@ -114,6 +114,15 @@ def as_path(
     except (TypeError, RuntimeError, ValueError) as e: raise M3dvError(f"path ({quoted(path)}) cannot be used ({e})") from e
     if '\0' in str(p): raise M3dvError(f"path ({quoted(path)}) holds a zero byte; expected the path of a file or folder")
     return p
+
+# %% ../nbs/00_core.ipynb #8e2c70f7
+def is_folder(
+    path:str|Path, # a path
+)->bool: # is it a folder?
+    "Is there a folder? Refused where that cannot be seen"
+    path = as_path(path)
+    try: return path.is_dir()
+    except OSError as e: raise M3dvError(f"{path}: cannot be read ({e.strerror or e}); allow it to be read") from e
 
 # %% ../nbs/00_core.ipynb #e2b971ac
 def _existing(p):

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from numpy.lib import format as npf
 from scipy.sparse import coo_array, csgraph
 from sklearn.model_selection import StratifiedKFold, StratifiedGroupKFold
-from .core import M3dvError, MIN_SIDE, as_path, one_line, quoted, track
+from .core import M3dvError, MIN_SIDE, as_path, is_folder, one_line, quoted, track
 
 # %% ../nbs/02_data.ipynb #cc9ad8bb
 class Nodule(NamedTuple):
@@ -259,7 +259,7 @@ def _files_in(path, suffix):
     "The files in a folder with this suffix, in any case, but for those that systems leave there"
     path = as_path(path)
     try:
-        if not path.is_dir(): raise M3dvError(f"{path}: no such folder")
+        if not is_folder(path): raise M3dvError(f"{path}: no such folder")
         return [p for p in path.iterdir() if p.suffix.lower()==suffix and not p.name.startswith(('.','~$')) and p.is_file()]
     except OSError as e: raise M3dvError(f"{path}: cannot be read ({e.strerror or e}); allow it to be read") from e
 
@@ -321,7 +321,7 @@ def _labelled(path):
 # %% ../nbs/02_data.ipynb #01979131
 def _to_predict(path):
     "Names and files of the nodules to predict, in numeric order"
-    ps = list_nodules(path/'test') if (path/'test').is_dir() else []
+    ps = list_nodules(path/'test') if is_folder(path/'test') else []
     return pd.DataFrame(dict(name=[p.stem for p in ps], path=ps), columns=['name','path'])
 
 # %% ../nbs/02_data.ipynb #12d382b4
@@ -331,8 +331,8 @@ def read_competition(
     "Read a competition folder's labels, file names and sample submission"
     if isinstance(path, Competition): return path
     path = as_path(path)
-    if not path.is_dir(): raise M3dvError(f"{path}: no such folder")
-    if not (path/'train_val').is_dir(): raise M3dvError(f"{path}: has no folder train_val; expected train_val/, train_val.csv and test/")
+    if not is_folder(path): raise M3dvError(f"{path}: no such folder")
+    if not is_folder(path/'train_val'): raise M3dvError(f"{path}: has no folder train_val; expected train_val/, train_val.csv and test/")
     train,unlabelled = _labelled(path)
     test,f = _to_predict(path),find_sample(path)
     sample = read_sample(f, test.name.tolist()) if f and len(test) else None

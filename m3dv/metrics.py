@@ -40,7 +40,8 @@ def check_predictions(
     p:np.ndarray, # predictions, (N,), or (R,N) for R repeats
 )->tuple: # labels as integers, (N,); predictions as floats, (R,N)
     "Refuse labels and predictions of which no AUC can be had"
-    y,p = np.asarray(y),np.asarray(p, float)
+    try: y,p = np.asarray(y),np.asarray(p, float); np.unique(y)
+    except (TypeError, ValueError) as e: raise M3dvError(f"labels or predictions are not numbers ({e})") from e
     if y.ndim!=1 or p.ndim not in (1,2) or p.shape[-1]!=len(y):
         raise M3dvError(f"labels {y.shape} and predictions {p.shape} are not lists of one length; expected (N,), and (N,) or (R,N)")
     if not np.isfinite(p).all(): raise M3dvError(f"predictions: {int((~np.isfinite(p)).sum())} of {p.size} are not finite")

@@ -9,7 +9,7 @@ __all__ = ['submission_form', 'submission', 'check_submission', 'write_submissio
 import warnings
 import numpy as np, pandas as pd
 from pathlib import Path
-from .core import M3dvError, M3dvWarning, as_path, check_writable, quoted, write_atomic
+from .core import M3dvError, M3dvWarning, as_path, check_writable, is_folder, quoted, write_atomic
 from .data import Competition, Sample, check_names, find_sample, is_formula, is_number, list_nodules, natural_key
 from .data import read_rows, read_sample
 from .predict import load_networks, predict_nodules
@@ -105,7 +105,7 @@ def write_submission(
 def _files(data):
     "The candidate files to predict in a competition folder, or in any other"
     if isinstance(data, Competition): return list(data.test.path)
-    d = data/'test' if (data/'test').is_dir() else data
+    d = data/'test' if is_folder(data/'test') else data
     fs = list_nodules(d)
     if not fs: raise M3dvError(f"{d}: holds no candidate files (.npz)")
     return fs
@@ -114,7 +114,7 @@ def _files(data):
 def _sample_of(data, sample, names):
     "The form of the submission: that of a file, the competition folder's own, or none"
     if sample is None and isinstance(data, Competition): return data.sample
-    sample = sample or (find_sample(data) if (data/'test').is_dir() else None)
+    sample = sample or (find_sample(data) if is_folder(data/'test') else None)
     return read_sample(sample, names) if sample else None
 
 # %% ../nbs/17_submission.ipynb #94abcf26
