@@ -7,7 +7,7 @@ __all__ = ['predict_views', 'predict_crops', 'find_nodules', 'Network', 'as_netw
            'load_networks', 'predict_nodules']
 
 # %% ../nbs/13_predict.ipynb #e0c26c59
-import copy, hashlib, inspect, json, warnings
+import copy, hashlib, inspect, json, os, warnings
 import numpy as np, pandas as pd, torch, m3dv
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -77,7 +77,7 @@ def _is_pair(o): return isinstance(o, tuple) and len(o)==2 and all(isinstance(a,
 
 def _in_folder(d):
     "The candidate files of a folder, or those to predict of a competition folder"
-    d = d/'test' if (d/'test').is_dir() else d
+    d = d/'test' if os.path.isdir(d/'test') else d
     fs = list_nodules(d)
     if not fs: raise M3dvError(f"{d}: holds no candidate files (.npz)")
     return fs
@@ -96,7 +96,7 @@ def find_nodules(
     if isinstance(items, pd.DataFrame): items = _paths_of(items)
     if isinstance(items, (str,Path)):
         p = as_path(items)
-        return _in_folder(p) if p.is_dir() else [p]
+        return _in_folder(p) if os.path.isdir(p) else [p]
     if _is_pair(items): return [items]
     if not isinstance(items, Iterable):
         raise M3dvError(f"nodules to predict are a {type(items).__name__}; expected paths, a folder, pairs (voxel, seg) or a table")
@@ -281,9 +281,9 @@ def _network_files(path):
     "The JSON and the weights of a network"
     base,path = _base(path),as_path(path)
     j,w = base.with_name(base.name+'.json'),base.with_name(base.name+'.safetensors')
-    if path.is_dir() and not j.is_file(): raise M3dvError(f"{path}: is a folder; load_networks({str(path)!r}) loads the networks of a run")
+    if os.path.isdir(path) and not os.path.isfile(j): raise M3dvError(f"{path}: is a folder; load_networks({str(path)!r}) loads the networks of a run")
     for f in (j,w):
-        if not f.is_file(): raise M3dvError(f"{f}: no such file; a network is a .json and a .safetensors of one name")
+        if not os.path.isfile(f): raise M3dvError(f"{f}: no such file; a network is a .json and a .safetensors of one name")
     return j,w
 
 # %% ../nbs/13_predict.ipynb #d0e1da80
@@ -390,7 +390,7 @@ def load_network(
 # %% ../nbs/13_predict.ipynb #3d4ee511
 def _run_files(out):
     "The weights of a run's networks, in the order of their seeds and folds"
-    d = out/'models' if (out/'models').is_dir() else out
+    d = out/'models' if os.path.isdir(out/'models') else out
     fs = sorted(d.glob('seed[0-9]*_fold[0-9]*.safetensors'), key=lambda p: natural_key(p.stem))
     if not fs: raise M3dvError(f"{out}: holds no networks; expected models/seed0_fold0.safetensors and so on, as m3dv_train writes them")
     f = d.parent/'recipe.json'

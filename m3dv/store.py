@@ -6,7 +6,7 @@
 __all__ = ['store_folder', 'CropStore']
 
 # %% ../nbs/06_store.ipynb #e59d0d76
-import hashlib, io, os, stat, time, warnings
+import hashlib, io, os, time, warnings
 import numpy as np, torch
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -107,9 +107,9 @@ def _read_table(
 # %% ../nbs/06_store.ipynb #b500f4bf
 def _stamp(f):
     "What changes with a file: its place on the disk, its size, the time of its last change; None where there is no file"
-    try: s = os.stat(f)
-    except (FileNotFoundError, NotADirectoryError): return None
-    return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) if stat.S_ISREG(s.st_mode) else None
+    if not os.path.isfile(f): return None
+    s = os.stat(f)
+    return s.st_dev,s.st_ino,s.st_size,s.st_mtime_ns
 
 class _Disk:
     "Crops in a file"
