@@ -37,9 +37,13 @@ def _table(source):
     if not isinstance(source, (str,Path)):
         raise M3dvError(f"source is a {type(source).__name__}; expected a Learner, a CSV file or a DataFrame")
     if not Path(source).is_file(): raise M3dvError(f"{source}: no such file")
-    try: return pd.read_csv(source, dtype=str, keep_default_na=False), str(source)
+    try: df = pd.read_csv(source, dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as e:
         raise M3dvError(f"{source}: not a CSV log ({str(e).strip()})") from e
+    for i in np.flatnonzero(df.time.isin(['', np.nan])) if 'time' in df else ():
+        raise M3dvError(f"{source}: row {i+1} has fewer values than the header, as CSVLogger writes an epoch that was cut short, "
+                        "under wrong names; give the Learner, or its history()")
+    return df, str(source)
 
 # %% ../nbs/12_curves.ipynb #5048469a
 def _numbers(s, where):
@@ -255,7 +259,10 @@ def _diverged(df):
     return f"{k} is not finite in epoch {int(o.epoch)}{at}"
 
 # %% ../nbs/12_curves.ipynb #d6ecb675
-def _unvalidated(df): return df.valid_loss.isna().all() and np.isfinite(df.train_loss).all()
+def _unvalidated(source, df):
+    "Was no epoch validated? A Learner knows; in a table it is a validation loss that is missing beside finite training losses"
+    done = getattr(getattr(source, 'keep_history', None), 'validated', None)
+    return not done if done is not None else df.valid_loss.isna().all() and np.isfinite(df.train_loss).all()
 
 # %% ../nbs/12_curves.ipynb #33479b29
 def read_curves(
@@ -267,7 +274,8 @@ def read_curves(
     "Read the two loss curves of a fit, or their mean over folds"
     df = loss_curves(source)
     n,nothing = df.epoch.nunique(),(None,None,None)
-    if _unvalidated(df): return LossReading('too short to tell', *nothing, n, "no epoch has a validation loss", _NEXT['unvalidated'], df)
+    if _unvalidated(source, df):
+        return LossReading('too short to tell', *nothing, n, "no epoch has a validation loss", _NEXT['unvalidated'], df)
     if why := _diverged(df): return LossReading('diverged', *nothing, n, why, _NEXT['diverged'], df)
     mean,k = _mean_curve(df),_window_length(window, n, tol, level)
     if not k: return LossReading('too short to tell', *nothing, n, f"a slope takes at least {_MIN_WINDOW} epochs",

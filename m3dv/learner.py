@@ -173,9 +173,15 @@ def one_batch(self:NoduleLearner, i:int, b:tuple):
         while _autocasts()>was and hasattr(self, 'mixed_precision'): self.mixed_precision.autocast.__exit__(None, None, None)
 
 # %% ../nbs/11_learner.ipynb #a0714642
+def _so_far(m):
+    "A metric's value, None before its first batch"
+    try: v = m.value
+    except AttributeError: return                                        # it was never reset: fastai's averages have no count yet
+    return v.item() if hasattr(v, 'item') else v
+
 class KeepHistory(Callback):
     "Keep losses and metrics of a fit, and give the recorder its lists back after a prediction"
-    order,remove_on_fetch = Recorder.order+1,True
+    order,remove_on_fetch,validated = Recorder.order+1,True,False
     def before_fit(self): self.begun = False
     def before_epoch(self): self.row = None
 
@@ -183,11 +189,12 @@ class KeepHistory(Callback):
         self.row,first_one,self.begun = [],not self.begun,True
         if not first_one or hasattr(self, 'lr_finder'): return
         self.rows,self.epochs,self.names = [],[],[n for n in self.recorder.metric_names[1:] if n!='time']
+        self.validated = False
 
     def _note(self, mets, cut):
         "The recorder's figures; of a part that was cut short, the figures so far"
         log = self.recorder.log
-        self.row += [getattr(m.value, 'item', lambda: m.value)() for m in mets] if cut else list(log[len(log)-len(mets):])
+        self.row += [_so_far(m) for m in mets] if cut else list(log[len(log)-len(mets):])
 
 # %% ../nbs/11_learner.ipynb #4107b294
 @patch
@@ -198,7 +205,10 @@ def after_train(self:KeepHistory):
 @patch
 def after_validate(self:KeepHistory):
     r = self.recorder
-    if self.row is not None: self._note([r.loss, *self.metrics] if r.valid_metrics else [], r.cancel_valid)
+    if self.row is None: return
+    k = len(self.row)
+    self._note([r.loss, *self.metrics] if r.valid_metrics else [], r.cancel_valid)
+    self.validated |= self.row[k:k+1] not in ([], [None])
 
 @patch
 def after_epoch(self:KeepHistory):

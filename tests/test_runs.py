@@ -3,11 +3,17 @@ import io, os, resource, shutil, signal, subprocess, sys, threading, time
 import numpy as np, pytest
 from collections import Counter
 from dataclasses import replace
+from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.progress import CSVLogger
+from fastai.callback.training import ShortEpochCallback
 from pathlib import Path
 from m3dv import cli, crossval, runs
 from m3dv.core import M3dvError
 from m3dv.crossval import run_tasks, train_run
+from m3dv.curves import read_curves
 from m3dv.data import read_competition, read_nodule
+from m3dv.learner import get_learner
+from m3dv.loaders import get_dls
 from m3dv.recipe import RECIPES
 from m3dv.runs import Run
 from m3dv.synth import synth_nodules
@@ -327,12 +333,16 @@ def test_names_are_text_in_a_notebook(tmp_path):
     assert '<img' not in html and 'href' not in html and evil[:28].replace('<', '&lt;').replace('>', '&gt;') in html, html
     for j in (f'seed0_fold{k}' for k in (0,1)): assert j in html
 
-def test_short_epochs_are_no_divergence(data):
-    from fastai.callback.training import ShortEpochCallback
-    from m3dv.curves import read_curves
-    from m3dv.learner import get_learner
-    from m3dv.loaders import get_dls
-    learn = get_learner(get_dls(data, 0, QUICK, device='cpu', progress=False), cbs=ShortEpochCallback(.01))
-    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+@pytest.mark.parametrize('short', [ShortEpochCallback(0.), ShortEpochCallback(.5, False), 'unvalidated'], ids=str)
+def test_short_epochs_are_no_divergence(data, tmp_path, short):
+    "Nor is an epoch without validation; and a log in which fastai has moved the figures of a short epoch is refused"
+    class NoValidation(Callback):
+        def before_validate(self): raise CancelValidException
+    log = CSVLogger(tmp_path/'log.csv')
+    dls = get_dls(data, 0, QUICK, bs=2, device='cpu', progress=False)
+    learn = get_learner(dls, cbs=[NoValidation() if short=='unvalidated' else short, log])
+    with learn.no_bar(), learn.no_logging(): learn.fit(7)
     r = read_curves(learn)
-    assert r.verdict!='diverged', r
+    assert r.verdict!='diverged' and len(learn.history())==7, r
+    assert (r.why=='no epoch has a validation loss')==(getattr(short, 'pct', 0)==0), r
+    assert 'row 1 has fewer values than the header' in said(lambda: read_curves(tmp_path/'log.csv'))
