@@ -458,6 +458,7 @@ def _dilated(s, n=3):
     "A mask, grown `n` times by the neighbours of its voxels"
     for _ in range(n):
         was,s = s,s.copy()
+        if was.all(): break                                              # nowhere to grow to
         for a in range(3):
             to,fro = np.moveaxis(s, a, 0),np.moveaxis(was, a, 0)
             to[1:] |= fro[:-1]; to[:-1] |= fro[1:]

@@ -9,6 +9,7 @@ __all__ = ['COLUMNS', 'read_oof', 'oof_arrays', 'score_table', 'spread_table', '
 # %% ../nbs/15_evaluate.ipynb #3dc04c14
 import re
 import numpy as np, pandas as pd, matplotlib.pyplot as plt
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 from fastcore.basics import patch
@@ -33,17 +34,17 @@ def read_oof(
 )->pd.DataFrame: # name, label, repeat, fold, seed, recipe, p
     "Read a table of out-of-fold predictions; names stay text, also `007`"
     head,rows = read_rows(path)
-    lost = [c for c in COLUMNS if head.count(c)!=1]
-    if lost: raise M3dvError(f"{path}: has {head.count(lost[0]) or 'no'} column {lost[0]}; expected one each of {', '.join(COLUMNS)}")
-    df = pd.DataFrame(rows, columns=head)
+    odd = [c for c in COLUMNS if c not in head] or [c for c,n in Counter(head).items() if n>1]
+    if odd: raise M3dvError(f"{path}: has {head.count(odd[0]) or 'no'} column {odd[0]}; expected one each of {', '.join(COLUMNS)}")
+    df = pd.DataFrame(dict(zip(head, zip(*rows))), columns=head)
     check_names(df.name.unique().tolist(), path)
     for c,(fits,want) in _RULES.items():
         bad = df[[not (v and fits(v)) for v in df[c]]]
         if len(bad):
             who,what = quoted(bad.name.iloc[0]),quoted(bad[c].iloc[0])
             raise M3dvError(f"{path}: {c} of {who} is ({what}), expected {want} ({len(bad)} of {len(df)} rows)")
-    num = [c for c in head if c not in ('name','recipe') and df[c].map(is_number).all()]
-    return df.assign(**{c:pd.to_numeric(df[c]) for c in num}).astype(dict(label=int))
+    num = {c for c in head if c not in ('name','recipe') and all(map(is_number, df[c]))}
+    return pd.DataFrame({c:pd.to_numeric(v) if c in num else v for c,v in df.items()}).astype(dict(label=int))
 
 # %% ../nbs/15_evaluate.ipynb #84e2f765
 def _is_table(df, need):

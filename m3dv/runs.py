@@ -413,7 +413,10 @@ def networks(self:Run,
 def comparison(self:Run)->pd.DataFrame: # index recipe: auc, lo, hi; difference of the network from it, d_lo, d_hi; better
     "The network beside the baselines"
     low = self.baselines if (self.path/'baselines.csv').is_file() else pd.DataFrame(columns=COLUMNS)
-    return compare_all(self.oof, low).reindex(columns='auc lo hi difference d_lo d_hi better'.split())
+    own = self.oof
+    try: t = compare_all(own, low)
+    except M3dvError as e: raise M3dvError(f"{self.path}: oof.csv and baselines.csv cannot be compared: {e}") from e
+    return t.reindex(columns='auc lo hi difference d_lo d_hi better'.split())
 
 # %% ../nbs/18_runs.ipynb #9fcf54aa
 def _lines(t):
@@ -480,7 +483,7 @@ def _check_same(t, comp):
     most = json.loads(Counter(json.dumps(d) for d in own.values()).most_common(1)[0][0])
     odd = {k:d for (k,_),v in own.items() if (d:=_difference(v, most, 'in it', 'in most others'))}
     if odd: raise M3dvError(f"mismatched: {_some(list(odd))} of {len(own)} folds; in {next(iter(odd))} {next(iter(odd.values()))}")
-    r,data = load_recipe(most['recipe']),most.get('data')
+    r,data = load_recipe(most['recipe'], f"{_some([str(d) for d in t.run.unique()])}: the recipe in the records"),most.get('data')
     if data_hash(comp, r.group)!=data:
         raise M3dvError(f"mismatched: the folds were trained on other nodules or labels than those in the folder now (hash {data})")
     return r
