@@ -281,7 +281,8 @@ def _network_files(path):
     "The JSON and the weights of a network"
     base,path = _base(path),as_path(path)
     j,w = base.with_name(base.name+'.json'),base.with_name(base.name+'.safetensors')
-    if os.path.isdir(path) and not os.path.isfile(j): raise M3dvError(f"{path}: is a folder; load_networks({str(path)!r}) loads the networks of a run")
+    if os.path.isdir(path) and not os.path.isfile(j):
+        raise M3dvError(f"{path}: is a folder; load_networks({str(path)!r}) loads the networks of a run")
     for f in (j,w):
         if not os.path.isfile(f): raise M3dvError(f"{f}: no such file; a network is a .json and a .safetensors of one name")
     return j,w
@@ -366,7 +367,8 @@ def _read_weights(
     most = 10**7+2*sum(v.nbytes for v in want.values())
     if (has:=w.stat().st_size)>most: raise M3dvError(f"{what} (it has {has/1e6:.0f} MB, more than {most/1e6:.0f})")
     b = w.read_bytes()
-    if _sha(b)!=d.get('weights', _sha(b)): raise M3dvError(f"{what} (its checksum differs); copy both files again, or save the network again")
+    if _sha(b)!=d.get('weights', _sha(b)):
+        raise M3dvError(f"{what} (its checksum differs); copy both files again, or save the network again")
     try: sd = _match(load(b), want)
     except Exception as e: raise M3dvError(f"{what} ({e})") from e        # whatever safetensors and torch say of a strange file
     _check_finite(sd, w)

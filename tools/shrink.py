@@ -1,5 +1,5 @@
-"""Reduce the pictures that are stored in notebooks to 64 colours, which makes them some three times smaller, and leave out what progress bars
-have left behind: part of `make export`."""
+"""Reduce the pictures that are stored in notebooks to 64 colours, which makes them some three times smaller, and leave out
+what progress bars have left behind: part of `make export`."""
 import argparse, base64, io, json, re
 from pathlib import Path
 from PIL import Image

@@ -1,4 +1,5 @@
-"""On the path of every notebook that the tests run, and of what it starts: Python imports this first, and no connection leaves the machine"""
+"""On the path of every notebook that the tests run, and of what it starts: Python imports this first, and no connection
+leaves the machine"""
 import socket, sys
 
 HERE = {'', '0.0.0.0', '::', '::1', 'localhost', socket.gethostname(), None}
