@@ -23,7 +23,7 @@ MIN_SIDE = 32 # shortest side of a cube that m3dv reads, voxels
 
 # %% ../nbs/00_core.ipynb #2bb9969c
 def one_line(
-    s, # text, or anything that has one
+    s:object, # text, or anything that has one
     n:int=900, # characters at most
 )->str: # without line breaks, and with escapes for what cannot be printed
     "Text in one line of printable characters"
@@ -40,7 +40,7 @@ class M3dvError(ValueError):
 
 # %% ../nbs/00_core.ipynb #5e2b90da
 def quoted(
-    s, # a name, or any other value that was given
+    s:object, # a name, or any other value that was given
     n:int=60, # characters at most
 )->str: # in quotes, with escapes for what cannot be printed
     "A value as an error message shows it"
