@@ -4,8 +4,8 @@
     python tools/mutants.py --only 'metrics.*sensitivity=0.9' --out -
 
 A mutant is one comparison, operator, constant, default, condition or statement of an export cell, changed in a copy of the project,
-in the notebook and in the module. Its page runs first, as nbdev_test runs it, then the test files that know the module; the first failure or
-a time limit is the end.
+in the notebook and in the module. Its page runs first, as nbdev_test runs it, then the test files that know the module; the first
+failure or a time limit is the end.
 The column `note` is for people: why a survivor does no harm."""
 import argparse, ast, csv, json, os, random, shutil, signal, sys, tempfile, time
 from pathlib import Path
