@@ -199,9 +199,10 @@ def in_zip(rng, b):
     elif op==5: ms += [['x.npy', odd_array(rng, voxel, seg)]]*pick(rng, [1, 2, 300])
     elif op==6: ms = pick(rng, [ms[:1], ms[1:], [], ms[::-1], ms*2])
     f = io.BytesIO()
-    with warnings.catch_warnings(), zipfile.ZipFile(f, 'w', pick(rng, [0, 8, 8, 8, 12, 14])) as z:
+    how = int(pick(rng, [0, 8, 8, 8, 12, 14]))
+    with warnings.catch_warnings(), zipfile.ZipFile(f, 'w') as z:
         warnings.simplefilter('ignore')
-        for name,data in ms: z.writestr(name, data)
+        for name,data in ms: z.writestr(zipfile.ZipInfo(name), data, how)                      # with a date of its own, not now
         if rng.random()<.1: z.comment = rng.bytes(99)
     return odd_fields(rng, f.getvalue()) if op==7 else f.getvalue()
 
@@ -463,7 +464,7 @@ def judge(fmt, f, seed, may_change):
 def judged(fmt, f, seed, may_change):
     "The same, with whatever else can happen"
     EVENTS[:] = [True]; t = time.process_time()
-    resource.setrlimit(resource.RLIMIT_CPU, (int(t)+2*SECONDS+1, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(t+2*SECONDS)+1, resource.RLIM_INFINITY))
     try: out = judge(fmt, f, seed, may_change)
     except Escape as e: out = e.args[0],str(e.args[1])
     except AssertionError as e: out = 'nonsense accepted',where(e)
