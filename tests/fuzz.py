@@ -430,11 +430,11 @@ def watch(event, args):
         for p in args[:1+(event in ('os.rename', 'os.symlink'))]:
             if not os.path.abspath(os.fsdecode(p)).startswith(str(SCRATCH[0])): EVENTS.append(('wrote outside', f'{event} {p}'))
 
-def memory_ran_out(e):
-    while e is not None:
-        if isinstance(e, MemoryError) or 'allocate memory' in str(e): return True
-        e = e.__cause__ or e.__context__
-    return False
+def memory_ran_out(e, seen=()):
+    "Is there a lack of memory among the reasons of an exception? Reasons may form a ring"
+    if e is None or e in seen: return False
+    if isinstance(e, MemoryError) or 'allocate memory' in str(e): return True
+    return any(memory_ran_out(o, (*seen, e)) for o in (e.__cause__, e.__context__))
 
 def where(e):
     "The last lines of a traceback: exception, place in the package, place where it was raised"
