@@ -402,6 +402,7 @@ BOMBS = dict( # format: name → (file, bytes from the seed's bytes); those in L
         long=lambda b: b'name,label\n'+b''.join(b'a%d,1\n'%i for i in range(100_000)),
         cell=lambda b: b'name,label\n"'+b'x'*2_000_000+b'",1\n').items()},
     oof=dict(wide=('oof.csv', lambda b: b.replace(b'\n', b',1'*20_000+b'\n'))))
+SHARE = dict(run=.4) # of the mutants, against 1 of each other format: what a run's folder says takes a quarter of a second
 LARGE = {'blank_header', 'full_mask', 'board', 'side_512', 'too_large', 'large', 'long', 'wide'}
 
 # ---------------------------------------------------------------- the judge
@@ -551,19 +552,22 @@ class Reader:
 
 def jobs(seeds, n, seed, bits, large, formats):
     "`n` mutants of all formats together, the bombs, and every `bits`-th bit of a small npz, network and store"
+    share = {f:SHARE.get(f, 1) for f in formats}
     for f in formats:
-        yield from ((f, 'random', seed, i) for i in range(n//len(formats)))
+        yield from ((f, 'random', seed, i) for i in range(round(n*share[f]/sum(share.values()))))
         yield from ((f, 'bomb', k) for k in BOMBS.get(f, ()) if large or k not in LARGE)
     small = [(f, r) for f in formats for r in seeds[f] if bits and (r.startswith(('n.', 'crops')) or r=='small.npz')]
     for f,r in small: yield from ((f, 'bit', r, i) for i in range(seed%bits, 8*len(seeds[f][r]), bits))
 
 def escaped(counts): return sum(v for k,v in counts.items() if k[2] not in READ)
 
-def fuzz(n=20_000, seed=0, bits=1, large=True, formats=FORMATS, keep=None, only=(), progress=print):
+def fuzz(n=20_000, seed=0, bits=1, large=True, formats=FORMATS, keep=None, only=(), made=None, progress=print):
     "Counts of (format, how, outcome), and the smallest of each kind of escape: {key: (job, file, outcome, why, bytes)}"
     counts,found,slowest,t = Counter(),{},Counter(),time.time()
     with tempfile.TemporaryDirectory() as tmp:
-        SCRATCH[0] = root = Path(tmp).resolve(); make_seeds(root)
+        SCRATCH[0] = root = Path(tmp).resolve()
+        if made: shutil.copytree(made, root, dirs_exist_ok=True)
+        else: make_seeds(root)
         seeds = {f:everything(root/f) for f in formats}; reader = Reader(root, seeds)
         try:
             for i,job in enumerate(only or jobs(seeds, n, seed, bits, large, list(formats))):
