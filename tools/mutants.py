@@ -7,7 +7,7 @@ A mutant is one comparison, operator, constant, default, condition or statement 
 in the notebook and in the module. Its page runs first, as nbdev_test runs it, then the test files that know the module; the first
 failure or a time limit is the end.
 The column `note` is for people: why a survivor does no harm."""
-import argparse, ast, csv, json, os, random, shutil, signal, sys, tempfile, time
+import argparse, ast, csv, importlib, json, os, random, re, shutil, signal, sys, tempfile, time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ COLUMNS = ['module', 'line', 'column', 'function', 'kind', 'was', 'now', 'outcom
 _compare = {ast.Eq:['!='], ast.NotEq:['=='], ast.Lt:['<=', '>='], ast.LtE:['<', '>'], ast.Gt:['>=', '<='], ast.GtE:['>', '<'],
     ast.Is:['is not'], ast.IsNot:['is'], ast.In:['not in'], ast.NotIn:['in']}
 _binary = {ast.Add:'-', ast.Sub:'+', ast.Mult:'/', ast.Div:'*', ast.FloorDiv:'*', ast.Mod:'*', ast.Pow:'*',
-    ast.BitAnd:'|', ast.BitOr:'&', ast.BitXor:'&', ast.MatMult:'*'}
+    ast.BitAnd:'|', ast.BitOr:'&', ast.BitXor:'&'}
 _calls = dict(min='max', max='min', any='all', all='any', minimum='maximum', maximum='minimum', floor='ceil', ceil='floor')
 
 BARE = ast.Name, ast.Constant, ast.Call, ast.Attribute, ast.Subscript # need no brackets
@@ -37,6 +37,14 @@ def constants(n):
     if isinstance(v, int): return [str(v+1), str(v-1)] if v else ['1']
     return [repr(v*2 if v else 1.)] if isinstance(v, float) else []
 
+def operands(n): return [*operands(n.left), *operands(n.right)] if isinstance(n, ast.BinOp) else [n]
+
+def may_be_number(n):
+    "Not what joins texts, paths, lists or dictionaries: such a mutant fails at once, and tells nothing of the tests"
+    if isinstance(n, ast.Call): return text(n.func) not in ('dict', 'str', 'Path', 'set', 'list')
+    if isinstance(n, ast.Constant): return not isinstance(n.value, str)
+    return not isinstance(n, (ast.JoinedStr, ast.Dict, ast.List, ast.Set))
+
 def changes(n):
     "(kind, text) of what may stand in place of the node `n`"
     if isinstance(n, ast.Compare):
@@ -47,7 +55,7 @@ def changes(n):
                 yield 'comparison','('+sides[0]+''.join(f' {p} {s}' for p,s in zip(ops, sides[1:]))+')'
     if isinstance(n, ast.BoolOp):
         yield 'and, or','('+text(ast.BoolOp(ast.Or() if isinstance(n.op, ast.And) else ast.And(), n.values))+')'
-    if isinstance(n, ast.BinOp) and type(n.op) in _binary and not isinstance(n.left, ast.Constant|ast.JoinedStr):
+    if isinstance(n, ast.BinOp) and type(n.op) in _binary and all(map(may_be_number, operands(n))):
         yield 'arithmetic',f'(({text(n.left)}) {_binary[type(n.op)]} ({text(n.right)}))'
     if isinstance(n, ast.UnaryOp) and isinstance(n.op, (ast.Not, ast.USub, ast.Invert)): yield 'not, minus',f'({text(n.operand)})'
     if isinstance(n, ast.Constant): yield from (('constant', o) for o in constants(n))
@@ -57,7 +65,6 @@ def changes(n):
             f = ast.Attribute(n.func.value, _calls[name]) if isinstance(n.func, ast.Attribute) else ast.Name(_calls[name])
             yield 'min, max',text(ast.Call(f, n.args, n.keywords))
     if isinstance(n, ast.IfExp): yield 'condition',f'({text(ast.IfExp(n.test, n.orelse, n.body))})'
-    if isinstance(n, ast.comprehension): return
     call = isinstance(n, ast.Expr) and not isinstance(n.value, (ast.Constant, ast.Yield))
     if call or isinstance(n, (ast.Raise, ast.AugAssign, ast.Delete)): yield 'removed statement','pass'
     if isinstance(n, ast.If) and not n.orelse: yield 'removed statement','pass'
@@ -124,8 +131,8 @@ def restore(d, m, root):
 
 def preload():
     "What the pages import, so that each forked process has it"
-    import fastai.callback.all, fastai.data.all, matplotlib.pyplot, nbdev.test, pandas, plotly, pytest # noqa
-    import scipy.stats, sklearn.metrics, sklearn.model_selection, skimage.measure # noqa
+    for m in 'fastai.callback.all matplotlib.pyplot nbdev.test plotly pytest scipy.stats sklearn.metrics skimage.measure'.split():
+        importlib.import_module(m)
 
 def tried(d, page, tests):
     "In a forked process: the page, then the test files"
@@ -165,6 +172,29 @@ def tell(rows):
             note = f"  ({r['note']})" if r['note'] else ''
             print(f"survived: {r['module']}.py:{r['line']} {r['function']}, {r['kind']}: {r['was'][:100]} → {r['now'][:100]}{note}")
 
+def outcomes(ms):
+    "A row for each mutant, tried in a copy of the project; each module's tests must pass without a change first"
+    os.environ |= dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', M3DV_CACHE='off'); preload()
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp); d,clean,limit = copy(ROOT, tmp/'m'),copy(ROOT, tmp/'clean'),{}
+        for k,m in {m.module:m for m in ms}.items():
+            t = time.time(); got = run(d, m.page, TESTS.get(k, []), 1200, tmp/'log'); t = time.time()-t
+            if got!='survived': sys.exit(f"{m.page}: fails without a change ({got})\n{(tmp/'log').read_text(errors='replace')[-3000:]}")
+            limit[k] = 3*t+30; print(f"{k}: {t:.0f} s without a change", flush=True)
+        for m in ms:
+            write(d, m, clean); t = time.time()
+            got = run(d, m.page, TESTS.get(m.module, []), limit[m.module], tmp/'log'); restore(d, m, clean); t = time.time()-t
+            print(f"{got:8} {t:5.1f} s  {m}", flush=True)
+            yield dict(zip(COLUMNS, [m.module, m.line, m.column, m.function, m.kind, m.was, m.now, got, f'{t:.1f}', '']))
+
+def append(out, row):
+    if out is None: return
+    new = not out.exists()
+    with out.open('a', encoding='utf-8', newline='') as f:
+        w = csv.DictWriter(f, COLUMNS, lineterminator='\n')
+        if new: w.writeheader()
+        w.writerow(row)
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--n', type=int, default=300); p.add_argument('--seed', type=int, default=0)
@@ -172,29 +202,13 @@ def main():
     p.add_argument('--only', help='a regular expression: of all mutants, those whose line it finds')
     p.add_argument('--out', default=str(ROOT/'results'/'mutants.csv'))
     a = p.parse_args(); out = None if a.out=='-' else Path(a.out)
-    import re
     ms = [m for m in draw(ROOT, 10**9, a.seed) if re.search(a.only, str(m))] if a.only else draw(ROOT, a.n, a.seed)
     if a.list: print(*ms, f'{len(ms)} of {len(draw(ROOT, 10**9, 0))}', sep='\n'); return
     rows = list(csv.DictReader(out.open(encoding='utf-8'))) if out and out.exists() else []
     there = {(r['module'], r['line'], r['column'], r['was'], r['now']) for r in rows}
     if (old:=there-{m.key for m in ms}) and not a.only:
         sys.exit(f"{out}: {len(old)} of its rows are not in this draw; the code was changed since, or the seed: remove the file")
-    os.environ |= dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', M3DV_CACHE='off'); preload()
-    with tempfile.TemporaryDirectory() as tmp:
-        tmp = Path(tmp); d,clean = copy(ROOT, tmp/'m'),copy(ROOT, tmp/'clean'); limit = {}
-        for k,m in {m.module:m for m in ms if m.key not in there}.items(): # without a change all must pass
-            t = time.time(); got = run(d, m.page, TESTS.get(k, []), 1200, tmp/'log')
-            if got!='survived': sys.exit(f"{m.page}: fails without a change ({got})\n"+(tmp/'log').read_text(errors='replace')[-3000:])
-            limit[k] = 3*(time.time()-t)+30; print(f"{k}: {time.time()-t:.0f} s without a change", flush=True)
-        for m in (m for m in ms if m.key not in there):
-            write(d, m, clean); t = time.time()
-            got = run(d, m.page, TESTS.get(m.module, []), limit[m.module], tmp/'log'); restore(d, m, clean)
-            rows.append(dict(zip(COLUMNS, [m.module, m.line, m.column, m.function, m.kind, m.was, m.now, got, f'{time.time()-t:.1f}', ''])))
-            print(f"{got:8} {time.time()-t:5.1f} s  {m}", flush=True)
-            if out:
-                new = not out.exists()
-                with out.open('a', encoding='utf-8', newline='') as f:
-                    w = csv.DictWriter(f, COLUMNS, lineterminator='\n'); w.writeheader() if new else None; w.writerow(rows[-1])
+    for row in outcomes([m for m in ms if m.key not in there]): rows.append(row); append(out, row)
     tell(rows)
 
 if __name__=='__main__': main()
