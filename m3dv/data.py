@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Nodule', 'check_nodule', 'read_nodule', 'read_rows', 'check_names', 'is_formula', 'read_labels', 'Sample',
            'is_number', 'read_sample', 'natural_key', 'list_nodules', 'Competition', 'find_sample', 'read_competition',
-           'hash_nodule', 'scan_files', 'check_files', 'bbox', 'crop_start', 'cut_box', 'describe_nodule', 'audit',
-           'audit_summary', 'group_of', 'assign_folds', 'check_split', 'show_splits', 'check_duplicates', 'take_frac']
+           'hash_nodule', 'hash_file', 'scan_files', 'check_files', 'bbox', 'crop_start', 'cut_box', 'describe_nodule',
+           'audit', 'audit_summary', 'group_of', 'assign_folds', 'check_split', 'show_splits', 'check_duplicates',
+           'take_frac']
 
 # %% ../nbs/02_data.ipynb #248269ee
 import csv, hashlib, io, re, warnings, zipfile
@@ -347,11 +348,20 @@ def hash_nodule(
     h.update(np.packbits(nod.seg))
     return h.hexdigest()
 
+# %% ../nbs/02_data.ipynb #b2e1d4c3
+def _sha256(f): return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def hash_file(
+    path:str|Path, # a candidate file
+)->str: # 64 hexadecimal digits
+    "SHA-256 of a file's bytes"
+    return _look_into(path, _sha256)
+
 # %% ../nbs/02_data.ipynb #5d8d67e1
 def _facts(f):
     "Hash of the nodule in an open file, of the file, and whether the mask is empty"
     nod = _read_arrays(f); f.seek(0)
-    return hash_nodule(nod), hashlib.file_digest(f, 'sha256').hexdigest(), not nod.seg.any()
+    return hash_nodule(nod), _sha256(f), not nod.seg.any()
 
 def scan_files(
     path:str|Path|Competition, # a competition folder

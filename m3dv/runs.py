@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from functools import partial
 from pathlib import Path
 from .core import M3dvError, M3dvWarning, one_line, pick_device, write_atomic
-from .data import Competition, read_competition, assign_folds, group_of, scan_files, check_duplicates, take_frac
+from .data import Competition, read_competition, assign_folds, group_of, hash_file, scan_files, check_duplicates, take_frac
 from .data import show_splits, natural_key
 from .recipe import RECIPES, Recipe, load_recipe, save_recipe
 from .evaluate import COLUMNS, compare_all, read_oof
@@ -35,7 +35,7 @@ def data_hash(
     "Hash of the names, labels, groups and file contents of the labelled nodules"
     comp = read_competition(path); df,g = comp.train,group_of(comp.train, group)
     gs = df[g].astype(str) if g else ['']*len(df)
-    sha = lambda p: files[p] if files else hashlib.sha256(Path(p).read_bytes()).hexdigest()
+    sha = lambda p: files[p] if files else hash_file(p)
     return _sha(json.dumps([[n, int(y), v, sha(p)] for n,y,v,p in zip(df.name, df.label, gs, df.path)]).encode())
 
 # %% ../nbs/18_runs.ipynb #23d630bd

@@ -17,7 +17,7 @@ from filelock import FileLock
 from pathlib import Path
 from typing import BinaryIO
 from .core import M3dvError, M3dvWarning, as_path, track
-from .data import check_nodule, read_nodule
+from .data import check_nodule, hash_file, read_nodule
 from .transforms import cut_crop
 
 # %% ../nbs/06_store.ipynb #5b818b57
@@ -39,7 +39,7 @@ def _hash_all(
     fs:Iterable, # paths of files, or bytes-like objects
 )->list: # 32 hexadecimal digits each
     "Hashes of files or bytes, side by side in threads"
-    with ThreadPoolExecutor() as ex: return list(ex.map(lambda f: _hash(f.read_bytes() if isinstance(f, Path) else f), fs))
+    with ThreadPoolExecutor() as ex: return list(ex.map(lambda f: hash_file(f)[:32] if isinstance(f, Path) else _hash(f), fs))
 
 # %% ../nbs/06_store.ipynb #63eb5da5
 _CUT,_LAYOUT = 1,2 # version of how crops are cut; of the file
@@ -217,8 +217,6 @@ def _from_disk(self:CropStore,
     progress:bool, # show a progress bar?
 )->bool: # False if no file can be written
     "Take in crops through a file"
-    for p in paths:
-        if not p.is_file(): read_nodule(p)                               # says what is wrong
     hashes = _hash_all(paths)
     f = self.cache/f"crops{self.side}-{_hash(' '.join([f'{_CUT}.{_LAYOUT}', *hashes]).encode())}.npy"
     try: d = _Disk(f, self.side, paths, hashes, progress); x = d.take(np.arange(len(paths))) if need<=self.memory else None
