@@ -2,17 +2,21 @@
 What is tried and what is said stands in tables, one row per input."""
 import io, multiprocessing, os, re, resource, secrets, stat, time, tracemalloc, warnings, zipfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from numpy.lib import format as npf
+from sklearn.metrics import roc_curve
 from m3dv import cli, data, submission as subm
 from m3dv.core import M3dvError, as_path, check_writable, one_line, quoted, write_atomic
-from m3dv.data import (assign_folds, audit, check_files, check_names, find_sample, hash_nodule,
-    is_formula, is_number, list_nodules, read_competition, read_labels, read_nodule, read_sample)
+from m3dv.data import (assign_folds, audit, check_files, check_names, find_sample, hash_file, hash_nodule,
+    audit_summary, is_formula, is_number, list_nodules, read_competition, read_labels, read_nodule, read_sample, take_frac)
 from m3dv.evaluate import read_oof
+from m3dv.loaders import get_dls
+from m3dv.metrics import METRICS
 from m3dv.predict import load_network, load_networks
 from m3dv.recipe import load_recipe
-from m3dv.runs import Run
+from m3dv.runs import Run, data_hash
 from m3dv.store import store_folder
 from m3dv.submission import check_submission, predict_folder, submission, submission_form
 from m3dv.synth import synth_nodules
@@ -207,6 +211,17 @@ def test_file_without_permission(comp, tmp_path):
         refused(lambda: check_files(d, progress=False), '1 of 16 files cannot be read', f)
         t = audit(d, progress=False)
     assert t.error.notna().sum()==1 and t.error[0].startswith('cannot be read (Permission denied)') and t['flags'][0]=='unreadable'
+
+@pytest.mark.parametrize('cache', [None, 'cache'])
+def test_loaders_without_permission(comp, tmp_path, cache):
+    "Loaders, a fold's record and a store name a nodule that may not be read"
+    few = dict(side=16, margin=4, bs=4, n_folds=2, device='cpu', progress=False, cache=cache and tmp_path/cache)
+    get_dls(comp, **few) # imports what nobody may import
+    d = copy_of(comp, tmp_path/'d'); f = d/'train_val'/f'{comp.train.name[0]}.npz'; f.chmod(0)
+    if cache: (tmp_path/cache).chmod(0o777)
+    with as_nobody(tmp_path):
+        for look in (lambda: get_dls(d, **few), lambda: data_hash(read_competition(d)), lambda: hash_file(f)):
+            refused(look, 'cannot be read (Permission denied); allow it to be read', f)
 
 def test_audit_never_ends(comp, tmp_path):
     "Every bad file of this page in one folder: each has its row, with its error"
@@ -532,3 +547,33 @@ def test_defect_of_the_splitter_is_seen(monkeypatch):
         def split(self, x, *_): return [(None, np.arange(8)), (None, np.array([], int))]
     monkeypatch.setattr(data, 'StratifiedKFold', Bad)
     refused(lambda: assign_folds(df, 2), 'fold 1 of 2 would hold 0 ones and 0 zeros, expected both; take fewer folds')
+
+# ---------------------------------------------------------------- limits and defaults, on both of their sides
+
+def test_limit_of_side(comp):
+    refused(lambda: audit(comp, side=7, progress=False), 'side (7) of the crop is not between 8')
+    assert len(audit(comp, side=8, progress=False))==16
+
+def test_limit_of_fraction():
+    y = np.arange(20)%2
+    for k in (0, -.1, 1.01): refused(lambda k=k: take_frac(y, k), f'train_frac ({k}) is not above 0 and up to 1')
+    assert take_frac(y, 1).all() and take_frac(y, .5).sum()==10 and take_frac(y, .01).sum()==4
+
+def test_as_many_groups_as_folds():
+    df = pd.DataFrame(dict(name=list('abcdefghijkl'), label=[0,1]*6, patient=np.repeat([1,2,3,4], [2,2,4,4])))
+    assert set(assign_folds(df, 4, group='patient'))=={0,1,2,3}
+    refused(lambda: assign_folds(df, 5, group='patient'), 'has 4 values, fewer than the 5 folds')
+
+def test_audit_counts_each_class(comp):
+    c = replace(comp, train=comp.train.drop(index=comp.train.index[comp.train.label==1][:3]))
+    t = audit(c, progress=False); one,zero = (t.label==1).sum(),(t.label==0).sum()
+    assert one!=zero and f'({one} ones, {zero} zeros)' in audit_summary(t)
+
+def test_default_sensitivity():
+    "0.9, as the figure's name says, by scikit-learn's curve"
+    rng = np.random.default_rng(0); y = np.arange(60)%2; p = rng.random(60)*.7+.3*y
+    fpr,tpr,_ = roc_curve(y, p, drop_intermediate=False); w = np.ones((1,60))
+    assert METRICS['specificity at sensitivity 0.9'][0](y, p, w)[0]==pytest.approx((1-fpr[tpr>=.9]).max())
+    assert METRICS['sensitivity at specificity 0.9'][0](y, p, w)[0]==pytest.approx(tpr[1-fpr>=.9].max())
+
+def test_default_crops(comp): assert get_dls(comp, bs=4, n_folds=2, device='cpu', cache=None, progress=False).store.side==32+2*8

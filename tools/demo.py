@@ -17,7 +17,12 @@ def program(name, *args):
 
 def nodules(data):
     "Labelled and unlabelled files in `data`, or in the folder that m3dv_synth will write"
-    if data: return [len(list((data/o).glob('*.npz'))) for o in ('train_val', 'test')]
+    if data:
+        from m3dv.core import M3dvError
+        from m3dv.data import read_competition
+        try: c = read_competition(data)
+        except M3dvError as e: sys.exit(str(e))
+        return [len(c.train), len(c.test)]
     import inspect
     from m3dv.synth import synth_nodules
     p = inspect.signature(synth_nodules).parameters
